@@ -1,0 +1,75 @@
+"""Visit LSTM, small (E128 H256 L1): new type 2 diabetes within a year, from one random visit a patient.
+
+Run:     python -m experiments.run --config=configs/lstm_small.py
+Quick:   python -m experiments.run --config=configs/lstm_small.py:debug     (a minute on a laptop)
+Own data: add --config.data.source=synthea --config.data.path=DIR           (or meds, mimic4, omop)
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The recipe; `arg` is empty or `debug` (a tiny cohort and a few steps, to see that all parts work)."""
+    config = ConfigDict()
+    config.name = "lstm_small"
+
+    config.data = ConfigDict()
+    config.data.source = "simulate"  # simulate, synthea, meds, mimic4, omop
+    config.data.path = ""  # one directory, or several separated by commas, pooled
+    config.data.test_path = ""  # a separate test set; then `path` is split into train and val only
+    config.data.num_patients = 6000  # simulator only
+    config.data.seed = 0  # of the simulator and of the patient split
+    config.data.visits = "hybrid"  # encounter, same_day, time_window, hybrid
+    config.data.value_bins = 5  # quantile bins of numeric values, fitted on train; 0 = none
+    config.data.min_count = 5  # codes rarer than this in train back off to their parent
+    config.data.max_vocab = 10_000
+    config.data.max_visits = 50  # oldest visits beyond this are dropped
+    config.data.max_codes = 64  # codes of one visit beyond this are dropped
+    config.data.split_fractions = (0.7, 0.15, 0.15)  # train, val, test; not used where the source brings its splits
+
+    config.model = ConfigDict()
+    config.model.name = "visit_lstm"
+    config.model.embed_dim = 128
+    config.model.hidden_dim = 256
+    config.model.num_layers = 1
+    config.model.dropout_rate = 0.3
+    config.model.pooling = "mean"  # mean, sum, max, attention
+    config.model.bidirectional = False
+    config.model.use_time_features = True  # age and days since the last visit beside the pooled codes
+
+    config.tasks = ("diabetes_onset",)
+    # Tried in this order where none of `tasks` has enough positives in the data.
+    config.fallback_tasks = ("mortality_1y", "readmission_30d", "next_visit_class", "length_of_stay", "next_visit_codes")
+    config.custom_tasks = ConfigDict()  # NAME -> fields of a code-list task, see ehrjax/data/tasks.py
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.schedule = "cosine"  # cosine (after a linear warm-up), constant, plateau
+    config.optimizer.warmup_steps = 50
+    config.optimizer.weight_decay = 1e-2
+    config.optimizer.clip_norm = 1.0
+
+    config.train = ConfigDict()
+    config.train.num_steps = 1000
+    config.train.batch_size = 64
+    config.train.num_seeds = 1
+    config.train.seed = 0
+    config.train.eval_every = 50
+    config.train.patience = 6  # evaluations without a better validation score before training stops
+    config.train.log_every = 10
+
+    config.eval = ConfigDict()
+    config.eval.num_resamples = 1000  # bootstrap over patients
+    config.eval.baselines = ("prevalence", "logistic", "boosting")
+    config.eval.min_positives = 10  # in train, and 3 in val and in test; fewer and the task is not trained
+
+    if arg == "debug":
+        config.data.num_patients = 300
+        config.model.embed_dim = 16
+        config.model.hidden_dim = 16
+        config.train.num_steps = 20
+        config.train.eval_every = 10
+        config.eval.num_resamples = 50
+    elif arg:
+        raise ValueError(f"unknown variant {arg!r} of {config.name}: use no variant or `debug`")
+    return config
