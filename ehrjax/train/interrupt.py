@@ -23,7 +23,7 @@ class StopRequest:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
-        # Python allows handlers in the main thread only; elsewhere (a notebook's helper thread) signals stay as they are.
+        # Python allows handlers in the main thread only; elsewhere signals stay as they are.
         if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGINT, signal.SIGTERM):
                 self._previous[signum] = signal.signal(signum, self._handle)

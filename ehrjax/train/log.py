@@ -1,7 +1,7 @@
 """`metrics.jsonl` and the progress bar.
 
-One JSON object a line: `step` (finished updates), `part` where a run has several, then `train/...` or `val/...` figures;
-a figure that is not finite is null. Lines of a run that was killed and resumed equal an undisturbed run's but for
+One JSON object a line: `step` (finished updates), `part` where a run has several, then `train/...` or `val/...`
+figures; one that is not finite is null. Lines of a run that was killed and resumed equal an undisturbed run's but for
 `TIMING_KEYS`.
 """
 

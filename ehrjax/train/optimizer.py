@@ -29,7 +29,10 @@ class LearningRateState(NamedTuple):
 
 @dataclass(frozen=True)
 class Plateau:
-    """After `patience` validations in a row without a new best, multiply the rate by `factor`, not below `min_scale`."""
+    """After `patience` validations in a row without a new best, the rate is multiplied by `factor`.
+
+    All such factors together do not go below `min_scale`.
+    """
 
     factor: float = 0.5
     patience: int = 3

@@ -1,7 +1,7 @@
 """Pure training and evaluation steps over an objective; the caller jits them.
 
-An objective is `objective(params, batch, key, train) -> LossOutput`. Step metrics are pairs (sum, weight), so they add up
-over steps and batches and are divided once, on the host.
+An objective is `objective(params, batch, key, train) -> LossOutput`. Step metrics are pairs (sum, weight), so they add
+up over steps and batches and are divided once, on the host.
 """
 
 import math
@@ -25,9 +25,9 @@ def make_train_step(
 ) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, Metrics]]:
     """`step(state, batch, base_key) -> (state, metrics)`, to be jitted with the state donated.
 
-    The step's randomness is `fold_in(base_key, state.step)`, so a resumed run equals an uninterrupted one. A batch whose
-    weight is 0 (no label that counts) changes nothing but the step counter. Metrics: those of the objective, `loss`,
-    `grad_norm` (before clipping) and `learning_rate`.
+    The step's randomness is `fold_in(base_key, state.step)`, so a resumed run equals an uninterrupted one. A batch
+    whose weight is 0 (no label that counts) changes nothing but the step counter. Metrics: those of the objective,
+    `loss`, `grad_norm` (before clipping) and `learning_rate`.
     """
 
     def step(state: TrainState, batch: Any, base_key: jax.Array) -> tuple[TrainState, Metrics]:

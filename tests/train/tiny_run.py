@@ -114,12 +114,10 @@ def main() -> int:
     if args.kill_in_save:
         _kill_in_save(args.kill_in_save, args.kill_after)
     try:
-        result = tiny_fit(args.workdir, delay=args.delay)
+        tiny_fit(args.workdir, delay=args.delay)
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return stop.exit_code
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves((result.params, result.state))]
-    np.savez(args.workdir / "final.npz", *leaves)
     return 0
 
 
