@@ -1,0 +1,362 @@
+"""Cohorts: index times, who is at risk, outcome windows and censoring, for whole shards at a time.
+
+For each candidate index time t of a patient:
+1. eligible: alive at t, enough of a record, at risk. Uses nothing that is recorded after t.
+2. drawn: at most n a patient, by a hash of (seed, patient, t), before anything of the outcome is looked at.
+3. labelled: positive where the outcome is in (t + gap, t + gap + horizon]; negative where the patient was followed to
+   the window's end, or died in it; otherwise censored, and left out.
+`Labels.flow` counts what became of every candidate.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ehrjax.data.events import ENCOUNTER_PREFIX, code_type
+from ehrjax.data.labels import Labels, concatenate
+from ehrjax.data.splits import hash_uniform
+from ehrjax.data.tasks import ADMISSION_CODES, DISCHARGE_CODES, Task, get_task, match_codes
+from ehrjax.data.timeline import (
+    DAY,
+    NEVER,
+    NULL_TIME,
+    YEAR,
+    SortedTimes,
+    Timeline,
+    events_of_codes,
+    expand,
+    rank_in_group,
+)
+from ehrjax.data.vocab import count_codes
+
+__all__ = ["Labels", "fit_outputs", "make_labels", "next_visit_values"]
+
+ELIGIBILITY = ("no_record", "dead", "short_history", "few_visits", "in_stay", "not_at_risk")
+OUTCOME_LOSSES = ("outcome_in_gap", "censored")
+
+
+class _Plan(NamedTuple):
+    """A task resolved against one store's codes: masks are bool [num_codes]."""
+
+    task: Task
+    is_outcome: np.ndarray
+    is_excluded: np.ndarray
+    is_stay_class: np.ndarray
+    is_admission: np.ndarray  # used where no visit of the store is a hospital stay
+    is_discharge: np.ndarray
+    column: np.ndarray  # int64 [num_codes + 1], output of each code, -1 = none; the last entry serves code -1
+    names: tuple[str, ...]
+    data_end: int
+
+
+class _Record(NamedTuple):
+    """One shard with what the engine looks up in it; rows are positions in `shard.subject_ids`."""
+
+    shard: object
+    line: Timeline
+    known: SortedTimes  # visits begun and heard of
+    follow_up: np.ndarray  # int64 [S], end of observation
+    stay_rows: np.ndarray
+    stay_start: np.ndarray
+    stay_end: np.ndarray  # NEVER where not recorded
+
+
+class _Candidates(NamedTuple):
+    rows: np.ndarray
+    times: np.ndarray
+    stays: np.ndarray  # the hospital stay behind it, -1 where none
+
+    def take(self, keep: np.ndarray) -> "_Candidates":
+        return _Candidates(*(column[keep] for column in self))
+
+
+def make_labels(store, task: Task | str, *, seed: int = 0, train_subjects: np.ndarray | None = None) -> Labels:
+    """Label rows of a task for every patient of the store, sorted by (subject, time).
+
+    `train_subjects` are needed where outputs are fitted (next_codes, next_class): only they decide which codes or
+    classes are predicted. Raises ValueError with the cohort's flow where no row is left, or where no code of the
+    store matches the task's.
+    """
+    task = get_task(task) if isinstance(task, str) else task
+    plan = _resolve(store, task, train_subjects)
+    labels = concatenate([_label_shard(shard, plan, seed) for shard in store.shards])
+    if not len(labels.times):
+        flow = ", ".join(f"{key} {n:,}" for key, n in labels.flow.items() if n)
+        raise ValueError(f"task {task.name!r} has no labelled row in this store ({flow}).{_advice(plan, labels.flow)}")
+    return labels
+
+
+def _advice(plan: _Plan, flow: dict[str, int]) -> str:
+    if not flow["index_times"] and plan.task.index in ("admission", "discharge"):
+        return f" It has no visit of class {', '.join(plan.task.stay_classes)} and no admission events."
+    if flow["censored"] and plan.task.follow_up == "last_event":
+        return " If the extract is complete, follow_up='dataset_end' counts patients as observed until its end."
+    return ""
+
+
+# Resolving
+
+
+def _resolve(store, task: Task, train_subjects) -> _Plan:
+    codes = [str(code) for code in store.codes]
+    is_outcome = match_codes(task.codes, codes)
+    if task.outcome == "codes" and not is_outcome.any():
+        raise ValueError(
+            f"task {task.name!r}: none of the {len(codes)} codes of the store matches its {len(task.codes)} patterns"
+            f" ({', '.join(task.codes[:3])}, ...): give patterns of this data set's codes, as in codes.parquet."
+        )
+    column, names = np.full(len(codes) + 1, -1), (task.name,)
+    if task.outcome in ("next_codes", "next_class"):
+        column, names = fit_outputs(store, task, train_subjects)
+    elif task.outcome == "stay_days":
+        names = ("log1p_days",)
+    return _Plan(
+        task=task,
+        is_outcome=is_outcome,
+        is_excluded=match_codes(task.exclude_codes, codes),
+        is_stay_class=match_codes(task.stay_classes, codes),
+        is_admission=match_codes(ADMISSION_CODES, codes),
+        is_discharge=match_codes(DISCHARGE_CODES, codes),
+        column=column,
+        names=names,
+        data_end=int(store.manifest["last_time"]) if task.follow_up == "dataset_end" else 0,
+    )
+
+
+def fit_outputs(store, task: Task, train_subjects: np.ndarray | None) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Outputs of "next_codes" or "next_class", by descending frequency among the train patients, ties by name.
+
+    Returns the output of each store code (int64 [num_codes + 1], -1 = none; the last entry serves code -1) and the
+    names. Raises ValueError where the task has no such outputs, or the train patients none of the codes.
+    """
+    if task.outcome not in ("next_codes", "next_class"):
+        raise ValueError(
+            f"task {task.name!r} has outcome {task.outcome!r}; it must be next_codes or next_class."
+        )
+    if train_subjects is None:
+        raise ValueError(f"task {task.name!r} fits its outputs on train: pass train_subjects (their ids).")
+    is_class = task.outcome == "next_class"
+    counts = (_count_classes if is_class else _count_diagnoses)(store, train_subjects)
+    found = sorted(np.flatnonzero(counts), key=lambda i: (-counts[i], str(store.codes[i])))
+    chosen = np.array(found if is_class else found[: task.num_codes], np.int64)
+    if not len(chosen):
+        what = "encounter class" if is_class else "diagnosis code"
+        raise ValueError(f"task {task.name!r}: the train patients have no {what}: take another task for this data.")
+    column = np.full(len(store.codes) + 1, -1)
+    column[chosen] = np.arange(len(chosen))
+    return column, tuple(str(store.codes[i]).removeprefix(ENCOUNTER_PREFIX) for i in chosen)
+
+
+def _count_diagnoses(store, train_subjects) -> np.ndarray:
+    is_diagnosis = np.array([code_type(str(code)) == "diagnosis" for code in store.codes], bool)
+    return count_codes(store, train_subjects) * is_diagnosis
+
+
+def _count_classes(store, train_subjects) -> np.ndarray:
+    counts = np.zeros(len(store.codes), np.int64)
+    for shard in store.shards:
+        chosen = np.repeat(np.isin(shard.subject_ids, train_subjects), np.diff(shard.visit_offsets))
+        classes = shard.visit_class[chosen]
+        counts += np.bincount(classes[classes >= 0], minlength=len(counts))
+    return counts
+
+
+# One shard
+
+
+def _label_shard(shard, plan: _Plan, seed: int) -> Labels:
+    record = _open_record(shard, plan)
+    candidates = _candidates(record, plan.task)
+    flow = {"subjects": len(shard.subject_ids), "subjects_with_visits": int((np.diff(shard.visit_offsets) > 0).sum())}
+    flow["index_times"] = len(candidates.rows)
+
+    candidates = _drop(candidates, _eligibility(record, plan, candidates), ELIGIBILITY, flow)[0]
+    flow["eligible"] = len(candidates.rows)
+    candidates = candidates.take(_draw(shard, plan.task, candidates, seed))
+    flow["not_drawn"] = flow["eligible"] - len(candidates.rows)
+
+    values, end_times, losses = _outcomes(record, plan, candidates)
+    reasons = (*OUTCOME_LOSSES, "no_next_visit", "unknown_class", "no_end")
+    candidates, keep = _drop(candidates, losses, reasons, flow)
+    flow["kept"] = len(candidates.rows)
+    flow["subjects_kept"] = len(np.unique(candidates.rows))
+    if plan.task.kind == "binary":
+        flow["positives"] = int(values[keep].sum())
+    return Labels(
+        name=plan.task.name,
+        kind=plan.task.kind,
+        names=plan.names,
+        subject_ids=np.asarray(shard.subject_ids)[candidates.rows],
+        times=candidates.times,
+        values=values[keep],
+        mask=np.ones(values[keep].shape, bool),
+        end_times=end_times[keep],
+        flow=flow,
+    )
+
+
+def _drop(candidates: _Candidates, failures: dict[str, np.ndarray], reasons, flow) -> tuple[_Candidates, np.ndarray]:
+    """Candidates that fail nothing, and the mask of them; each loss is counted under its first reason."""
+    keep = np.ones(len(candidates.rows), bool)
+    for reason in reasons:
+        failed = keep & failures[reason] if reason in failures else np.zeros(0, bool)
+        flow[reason] = int(failed.sum())
+        if len(failed):
+            keep &= ~failed
+    return candidates.take(keep), keep
+
+
+def _open_record(shard, plan: _Plan) -> _Record:
+    line = Timeline.of(shard)
+    heard = line.known != NEVER
+    follow_up = np.asarray(shard.death).copy()  # NULL_TIME, the lowest, where alive
+    np.maximum.at(follow_up, line.visit_rows, line.last)
+    if plan.task.follow_up == "dataset_end":
+        follow_up[:] = plan.data_end
+    known = SortedTimes(line.visit_rows[heard], line.known[heard])
+    return _Record(shard, line, known, follow_up, *_stays(shard, line, plan))
+
+
+def _stays(shard, line: Timeline, plan: _Plan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Patient row, start and end of each hospital stay."""
+    classes = np.append(plan.is_stay_class, False)  # class -1 is none
+    visits = np.flatnonzero(classes[shard.visit_class])
+    if len(visits) or not plan.is_admission.any():
+        return line.visit_rows[visits], np.asarray(shard.visit_start)[visits], np.asarray(shard.visit_end)[visits]
+    rows, starts = events_of_codes(shard, plan.is_admission, line.visit_rows)
+    ends = SortedTimes(*events_of_codes(shard, plan.is_discharge, line.visit_rows)).next_after(rows, starts - 1)
+    # A discharge after the next admission belongs to that one.
+    return rows, starts, np.where(ends <= SortedTimes(rows, starts).next_after(rows, starts), ends, NEVER)
+
+
+def _candidates(record: _Record, task: Task) -> _Candidates:
+    """Every index time that the rule names; equal ones of a patient count once."""
+    shard, line = record.shard, record.line
+    stays = np.arange(len(record.stay_rows))
+    if task.index == "fixed_age":
+        rows = np.flatnonzero((np.asarray(shard.birth) != NULL_TIME) & (np.diff(shard.visit_offsets) > 0))
+        times, stays = np.asarray(shard.birth)[rows] + round(task.index_age * YEAR), np.full(len(rows), -1)
+    elif task.index == "admission":
+        rows, times = record.stay_rows, record.stay_start
+    elif task.index == "discharge":
+        stays = np.flatnonzero(record.stay_end != NEVER)
+        rows, times = record.stay_rows[stays], record.stay_end[stays]
+    else:
+        rows, times = line.visit_rows, np.asarray(shard.visit_end)
+        stays = np.full(len(rows), -1)
+    order = np.lexsort((times, rows))
+    rows, times, stays = rows[order], times[order], stays[order]
+    is_new = np.ones(len(rows), bool)
+    is_new[1:] = (rows[1:] != rows[:-1]) | (times[1:] != times[:-1])
+    return _Candidates(rows[is_new], times[is_new], stays[is_new])
+
+
+# Eligibility: only what is recorded by t
+
+
+def _eligibility(record: _Record, plan: _Plan, candidates: _Candidates) -> dict[str, np.ndarray]:
+    task, (rows, times, _) = plan.task, candidates
+    death = np.asarray(record.shard.death)[rows]
+    num_visits = record.known.count_until(rows, times)
+    has_record = num_visits > 0
+    first = np.where(has_record, record.known.next_after(rows, np.full(len(rows), NULL_TIME)), times)
+    failures = {
+        "no_record": ~has_record,
+        "dead": (death != NULL_TIME) & (death <= times),
+        "short_history": times - first < round(task.min_history_days * DAY),
+        "few_visits": num_visits < task.min_visits,
+        "not_at_risk": _had_code(record, plan, rows, times),
+    }
+    if task.index == "discharge":
+        failures["in_stay"] = _in_stay(record, rows, times)
+    return failures
+
+
+def _had_code(record: _Record, plan: _Plan, rows, times) -> np.ndarray:
+    """An excluding code ever by t, or an outcome code within the washout."""
+    shard, task = record.shard, plan.task
+    ever = plan.is_excluded | plan.is_outcome if np.isinf(task.washout_days) else plan.is_excluded
+    if not ever.any() and not plan.is_outcome.any():
+        return np.zeros(len(rows), bool)
+    excluded = SortedTimes(*events_of_codes(shard, ever, record.line.visit_rows)).count_until(rows, times) > 0
+    static = np.zeros(len(shard.subject_ids), bool)
+    static_rows = np.repeat(np.arange(len(static)), np.diff(shard.static_offsets))
+    static[static_rows[ever[shard.static_codes]]] = True
+    if not np.isinf(task.washout_days):
+        last = SortedTimes(*events_of_codes(shard, plan.is_outcome, record.line.visit_rows)).last_until(rows, times)
+        had = last != NULL_TIME
+        excluded |= had & (times - np.where(had, last, times) < round(task.washout_days * DAY))
+    return excluded | static[rows]
+
+
+def _in_stay(record: _Record, rows, times) -> np.ndarray:
+    """Another hospital stay is open at t: a transfer, not a discharge home."""
+    ended = record.stay_end != NEVER
+    begun = SortedTimes(record.stay_rows[ended], record.stay_start[ended]).count_until(rows, times)
+    return begun > SortedTimes(record.stay_rows[ended], record.stay_end[ended]).count_until(rows, times)
+
+
+def _draw(shard, task: Task, candidates: _Candidates, seed: int) -> np.ndarray:
+    """Rows to keep (sorted): the patient's n lowest hashes of (seed, subject, t)."""
+    most = 1 if task.index == "random_visit" else task.max_rows_per_patient
+    if most is None:
+        return np.arange(len(candidates.rows))
+    draws = hash_uniform(seed, np.asarray(shard.subject_ids)[candidates.rows], candidates.times)
+    order = np.lexsort((draws, candidates.rows))
+    return np.sort(order[rank_in_group(candidates.rows[order]) < most])
+
+
+# Outcomes: what comes after t
+
+
+def _outcomes(record: _Record, plan: _Plan, candidates: _Candidates):
+    """Values [n, K], when they were settled (int64 [n]), and masks of the rows lost, by reason."""
+    if plan.task.outcome in ("next_codes", "next_class"):
+        start = SortedTimes(record.line.visit_rows, np.asarray(record.shard.visit_start))
+        following = start.index_after(candidates.rows, candidates.times)
+        values, end_times, has_value = next_visit_values(record.shard, plan.column, plan.names, plan.task, following)
+        return values, end_times, {"no_next_visit": following < 0, "unknown_class": ~has_value}
+    if plan.task.outcome == "stay_days":
+        end = record.stay_end[candidates.stays]
+        open_ended = end == NEVER
+        days = np.where(open_ended, 0, np.maximum(end - candidates.times, 0)) / DAY
+        return np.log1p(days).astype(np.float32)[:, None], end, {"no_end": open_ended}
+    return _window_outcome(record, plan, candidates.rows, candidates.times)
+
+
+def _window_outcome(record: _Record, plan: _Plan, rows, times):
+    death = np.asarray(record.shard.death)
+    begin = times + round(plan.task.gap_days * DAY)
+    end = begin + round(plan.task.horizon_days * DAY)
+    if plan.task.outcome == "codes":
+        outcome = SortedTimes(*events_of_codes(record.shard, plan.is_outcome, record.line.visit_rows))
+    elif plan.task.outcome == "stay":
+        outcome = SortedTimes(record.stay_rows, record.stay_start)
+    else:
+        outcome = SortedTimes(np.flatnonzero(death != NULL_TIME), death[death != NULL_TIME])
+    in_gap = outcome.next_after(rows, times) <= begin
+    died = np.where(death == NULL_TIME, NEVER, death)[rows]
+    positive = outcome.next_after(rows, begin) <= end
+    observed = (record.follow_up[rows] >= end) | (died <= end)
+    losses = {"outcome_in_gap": in_gap | (died <= begin), "censored": ~positive & ~observed}
+    return positive.astype(np.float32)[:, None], end, losses
+
+
+def next_visit_values(shard, column: np.ndarray, names, task: Task, visits: np.ndarray):
+    """Targets of "next_codes" and "next_class": values, when they were settled, and validity; visit -1 is none."""
+    exists = visits >= 0
+    shown = visits[exists]
+    if task.outcome == "next_class":
+        classes = np.full(len(visits), -1, np.int32)
+        classes[exists] = column[shard.visit_class[shown]]
+        settled = np.zeros(len(visits), np.int64)
+        settled[exists] = shard.visit_start[shown]
+        return np.maximum(classes, 0)[:, None], settled, classes >= 0
+    offsets = np.asarray(shard.event_offsets)
+    events, owner = expand(offsets[shown], offsets[shown + 1] - offsets[shown])
+    columns = column[shard.event_codes[events]]
+    values = np.zeros((len(visits), len(names)), np.float32)
+    values[np.flatnonzero(exists)[owner[columns >= 0]], columns[columns >= 0]] = 1
+    settled = np.zeros(len(visits), np.int64)
+    settled[exists] = shard.visit_end[shown]
+    return values, settled, exists
