@@ -63,7 +63,7 @@ def code_type(code: str) -> str:
         return _TYPE_OF_PREFIX[head]
     for separator in ("/", ":", "_"):
         head = head.split(separator, 1)[0]
-    return _TYPE_OF_PREFIX.get(head, "other")
+    return _TYPE_OF_PREFIX.get(head) or _TYPE_OF_PREFIX.get(head.rstrip("0123456789"), "other")  # DE10, LAB4
 
 
 def type_ranks(codes: list[str]) -> np.ndarray:
