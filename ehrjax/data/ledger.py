@@ -12,16 +12,14 @@ import pyarrow as pa
 
 from ehrjax.data.clean import REASONS
 from ehrjax.data.shards import ROW_BITS, ShardSummary
-from ehrjax.data.spill import Spill, SpillIndex
+from ehrjax.data.spill import Spill
 
 _QUANTILES = {"min": 0.0, "p05": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
 
 
-def make_report(
-    summaries: Sequence[ShardSummary], spill: Spill, index: SpillIndex, settings: dict[str, Any]
-) -> dict[str, Any]:
+def make_report(summaries: Sequence[ShardSummary], spill: Spill, settings: dict[str, Any]) -> dict[str, Any]:
     """Counts, the ledger by reason and by file, and distributions, without the times that the build took."""
-    files = _file_table(summaries, spill, index)
+    files = _file_table(summaries, spill)
     by_reason: dict[str, int] = {}
     for file in files:
         for reason, count in file["rows_by_reason"].items():
@@ -32,7 +30,7 @@ def make_report(
         "num_patients_with_visits": int(visits_per_patient[1][visits_per_patient[0] > 0].sum()),
         "num_events": sum(s.num_kept for s in summaries),
         "num_visits": sum(s.num_visits for s in summaries),
-        "num_codes": len(index.codes),
+        "num_codes": len(spill.codes),
         "rows_read": sum(file["rows_read"] for file in files),
         "rows_kept": sum(file["rows_kept"] for file in files),
         "rows_quarantined": sum(file["rows_quarantined"] for file in files),
@@ -46,9 +44,9 @@ def make_report(
     }
 
 
-def quarantine_table(summaries: Sequence[ShardSummary], spill: Spill, index: SpillIndex) -> pa.Table:
+def quarantine_table(summaries: Sequence[ShardSummary], spill: Spill) -> pa.Table:
     """Columns file, row (1-based, the header not counted) and reason, sorted by file and row."""
-    position = {file: i for i, file in enumerate(index.files)}
+    position = {file: i for i, file in enumerate(spill.files)}
     reasons = sorted({reason for _, reason, _ in spill.quarantined} | set(REASONS[1:]))
     number = {reason: i for i, reason in enumerate(reasons)}
     of_store = np.array([0] + [number[reason] for reason in REASONS[1:]], np.int32)
@@ -62,7 +60,7 @@ def quarantine_table(summaries: Sequence[ShardSummary], spill: Spill, index: Spi
     order = np.lexsort((row, file))
     names = [
         pa.DictionaryArray.from_arrays(pa.array(numbers[order]), pa.array(values, pa.string()))
-        for numbers, values in ((file, index.files), (reason, reasons))
+        for numbers, values in ((file, spill.files), (reason, reasons))
     ]
     return pa.table({"file": names[0], "row": row[order], "reason": names[1]})
 
@@ -97,10 +95,10 @@ def iso_time(seconds: int) -> str | None:
         return None
 
 
-def _file_table(summaries: Sequence[ShardSummary], spill: Spill, index: SpillIndex) -> list[dict[str, Any]]:
+def _file_table(summaries: Sequence[ShardSummary], spill: Spill) -> list[dict[str, Any]]:
     kept = sum(s.kept_rows_per_file for s in summaries)
-    reasons: list[dict[str, int]] = [{} for _ in index.files]
-    position = {file: i for i, file in enumerate(index.files)}
+    reasons: list[dict[str, int]] = [{} for _ in spill.files]
+    position = {file: i for i, file in enumerate(spill.files)}
     for name, reason, rows in spill.quarantined:
         counts = reasons[position[name]]
         counts[reason] = counts.get(reason, 0) + len(rows)
@@ -112,7 +110,7 @@ def _file_table(summaries: Sequence[ShardSummary], spill: Spill, index: SpillInd
             file, reason = reasons[pair // 256], REASONS[pair % 256]
             file[reason] = file.get(reason, 0) + count
     table = []
-    for i, name in enumerate(index.files):
+    for i, name in enumerate(spill.files):
         read, quarantined = spill.rows_read[name], sum(reasons[i].values())
         if read != kept[i] + quarantined:
             raise AssertionError(f"{name}: {read} rows read, but {kept[i]} kept and {quarantined} quarantined.")

@@ -55,10 +55,10 @@ class ShardPlan(NamedTuple):
 
     role: np.ndarray  # int8 [num_codes]
     type_rank: np.ndarray  # int8 [num_codes]
+    num_files: int
     visits: str
     window_hours: float
     death_tolerance_days: float
-    num_files: int
 
 
 class ShardSummary(NamedTuple):
@@ -98,7 +98,7 @@ def make_shard(subject_id: np.ndarray, events: Events, plan: ShardPlan) -> tuple
     reason, birth, death = find_faults(events, role, len(all_ids), death_tolerance_days=plan.death_tolerance_days)
     quarantined, quarantine_reason = quarantined_rows(events.source, reason)
     events, role = _keep(events, role, reason == 0)
-    kept_rows = _distinct(events.source)
+    kept_rows = distinct(events.source)
     kept_rows_per_file = np.bincount(kept_rows >> ROW_BITS, minlength=plan.num_files)
 
     # A subject all of whose events were dropped is in the quarantine, not in the store.
@@ -146,8 +146,9 @@ def _rank(subject_id: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return rank.take(codes), ids[order].astype(np.int64)
 
 
-def _distinct(values: np.ndarray) -> np.ndarray:
-    ordered = np.sort(values)  # several times faster than numpy's unique
+def distinct(values: np.ndarray) -> np.ndarray:
+    """The distinct values, sorted; of int64 several times faster than `np.unique`."""
+    ordered = np.sort(values)
     is_first = np.ones(len(ordered), bool)
     is_first[1:] = ordered[1:] != ordered[:-1]
     return ordered[is_first]

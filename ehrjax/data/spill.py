@@ -1,6 +1,6 @@
 """The first pass over the sources: batches of events are split by patient and appended to one file a partition.
 
-Codes and files get provisional numbers in the order they are met; `SpillIndex` says what these become once all are
+Codes and files get provisional numbers in the order they are met; `Renumbering` says what these become once all are
 known, so that nothing in the store depends on the order in which files or batches came.
 """
 
@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ehrjax.data.clean import Events, code_roles
-from ehrjax.data.events import EventBatch, type_ranks
-from ehrjax.data.shards import ROW_BITS, ShardPlan, shard_of
+from ehrjax.data.clean import Events
+from ehrjax.data.events import EventBatch
+from ehrjax.data.shards import ROW_BITS, distinct, shard_of
 
 # One block of a spill file: number of events, then these columns (8-byte ones first, which keeps them aligned).
 _COLUMNS = (
@@ -26,18 +26,11 @@ _COLUMNS = (
 _EVENT_BYTES = sum(np.dtype(kind).itemsize for _, kind in _COLUMNS)
 
 
-class SpillIndex(NamedTuple):
-    """All codes and files, sorted by name, and the way from provisional numbers to these."""
+class Renumbering(NamedTuple):
+    """From provisional numbers to final ones: rows in the sorted lists of codes and of files."""
 
-    codes: list[str]
-    files: list[str]
-    code_ids: np.ndarray  # int32 [provisional codes], row in `codes`
-    file_ids: np.ndarray  # int64 [provisional files], row in `files`
-
-    def plan(self, *, visits: str, window_hours: float, death_tolerance_days: float) -> ShardPlan:
-        """What each partition needs to know of the codes and the settings."""
-        roles, ranks = code_roles(self.codes), type_ranks(self.codes)
-        return ShardPlan(roles, ranks, visits, window_hours, death_tolerance_days, len(self.files))
+    code_ids: np.ndarray  # int32 [num_codes]
+    file_ids: np.ndarray  # int64 [num_files]
 
 
 class Spill:
@@ -73,13 +66,19 @@ class Spill:
         )
         self._append(columns)
 
-    def index(self) -> SpillIndex:
+    @property
+    def codes(self) -> list[str]:
+        """All codes met, sorted: their final numbers are their places here."""
+        return sorted(self._codes)
+
+    @property
+    def files(self) -> list[str]:
+        """All files met, sorted likewise."""
+        return sorted(self._files)
+
+    def renumbering(self) -> Renumbering:
         """Final numbers of the codes and files met so far."""
-        codes, files = sorted(self._codes), sorted(self.rows_read)
-        code_ids = np.empty(len(codes), np.int32)
-        code_ids[[self._codes[code] for code in codes]] = np.arange(len(codes))
-        file_ids = np.array([files.index(file) for file in self._files], np.int64)
-        return SpillIndex(codes, files, code_ids, file_ids)
+        return Renumbering(_places(self._codes).astype(np.int32), _places(self._files))
 
     def _code_numbers(self, batch: EventBatch) -> np.ndarray:
         # Only codes that occur: which others a batch lists may depend on how its reader cut the file.
@@ -108,7 +107,7 @@ class Spill:
                 out.write(np.ascontiguousarray(column).data)
 
 
-def read_partition(folder: Path, shard: int, index: SpillIndex) -> tuple[np.ndarray, Events]:
+def read_partition(folder: Path, shard: int, final: Renumbering) -> tuple[np.ndarray, Events]:
     """Subject ids (int64 [n]) and events of one partition, with final code and file numbers."""
     blocks = _blocks(np.fromfile(_partition_file(folder, shard), np.uint8))
     columns = [np.concatenate([np.zeros(0, kind), *(b[i] for b in blocks)]) for i, (_, kind) in enumerate(_COLUMNS)]
@@ -116,8 +115,14 @@ def read_partition(folder: Path, shard: int, index: SpillIndex) -> tuple[np.ndar
     del blocks
     value += np.float32(0)  # -0.0 and 0.0 are one value; so are all NaNs
     value[np.isnan(value)] = np.nan
-    source = (index.file_ids.take(source >> ROW_BITS) << ROW_BITS) | (source & ((1 << ROW_BITS) - 1))
-    return subject_id, Events(subject_id, time, index.code_ids.take(code), value, visit_id, source)
+    source = (final.file_ids.take(source >> ROW_BITS) << ROW_BITS) | (source & ((1 << ROW_BITS) - 1))
+    return subject_id, Events(subject_id, time, final.code_ids.take(code), value, visit_id, source)
+
+
+def _places(numbers: dict[str, int]) -> np.ndarray:
+    places = np.empty(len(numbers), np.int64)
+    places[[numbers[name] for name in sorted(numbers)]] = np.arange(len(numbers))
+    return places
 
 
 def _blocks(raw: np.ndarray) -> list[list[np.ndarray]]:
@@ -143,7 +148,7 @@ def _check(batch: EventBatch) -> None:
         raise ValueError(f"{batch.file}: the columns of a batch differ in length: {[len(c) for c in columns]}.")
     rows = batch.row
     is_ordered = bool((rows[1:] >= rows[:-1]).all())
-    with_events = int((rows[1:] != rows[:-1]).sum()) + bool(len(rows)) if is_ordered else len(np.unique(rows))
+    with_events = int((rows[1:] != rows[:-1]).sum()) + bool(len(rows)) if is_ordered else len(distinct(rows))
     without = sum(len(rows) for rows in batch.quarantined.values())
     if with_events + without != batch.rows_read:
         raise ValueError(

@@ -13,10 +13,12 @@ next build removes if this one is killed.
 
 import hashlib
 import json
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -27,16 +29,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from ehrjax.data.events import EventBatch
+from ehrjax.data.clean import code_roles
+from ehrjax.data.events import EventBatch, type_ranks
 from ehrjax.data.ledger import make_report, quarantine_table
-from ehrjax.data.shards import NULL_TIME, Shard, ShardSummary, load_shard, make_shard, save_shard, shard_of
-from ehrjax.data.spill import Spill, SpillIndex, read_partition
+from ehrjax.data.shards import NULL_TIME, Shard, ShardPlan, ShardSummary, load_shard, make_shard, save_shard, shard_of
+from ehrjax.data.spill import Renumbering, Spill, read_partition
 from ehrjax.data.visits import STRATEGIES
-from ehrjax.data.workspace import naming_the_folder, workspace
+from ehrjax.data.workspace import flush_to_disk, naming_the_folder, workspace
 
 __all__ = ["NULL_TIME", "SCHEMA_VERSION", "Shard", "Store", "StoreSettings", "open_store", "shard_of", "write_store"]
 
 SCHEMA_VERSION = 1
+_NUM_THREADS = min(4, os.cpu_count() or 1)
 _OPEN_SHARDS = 32  # each holds some 15 file handles
 _CODES_SCHEMA = pa.schema(
     [
@@ -172,25 +176,23 @@ def write_store(
         raise ValueError(f"{out} exists and is not a store; it is left alone. Choose another place for the store.")
     with workspace(out) as folder:
         spill = _spill(batches, folder / "spill", num_shards, out, progress)
+        read_seconds = time.perf_counter() - start
         with naming_the_folder(out):
-            index = spill.index()
-            summaries = _build_shards(folder, num_shards, index, settings, executor, progress)
-            report = make_report(summaries, spill, index, asdict(settings))
+            summaries = _build_shards(folder, num_shards, spill, settings, executor, progress)
+            report = make_report(summaries, spill, asdict(settings))
             if not report["num_patients"]:
                 raise ValueError(_no_patients(report))
-            report["seconds"] = round(time.perf_counter() - start, 3)
-            report["events_per_second"] = round(report["num_events"] / report["seconds"], 1)
-            report["rows_per_second"] = round(report["rows_read"] / report["seconds"], 1)
-            _write_tables(folder / "store", summaries, spill, index, splits)
+            _write_tables(folder / "store", summaries, spill, splits)
+            report |= _timing(report, time.perf_counter() - start, read_seconds)
             _write_json(folder / "store" / "data_report.json", report)
-            _write_json(folder / "store" / "manifest.json", _manifest(report, summaries, index, settings, source))
+            _write_json(folder / "store" / "manifest.json", _manifest(report, summaries, spill.codes, settings, source))
     return open_store(out)
 
 
-def build_partition(folder: Path, index: SpillIndex, settings: StoreSettings, shard: int) -> ShardSummary:
+def build_partition(folder: Path, final: Renumbering, plan: ShardPlan, shard: int) -> ShardSummary:
     """Second pass, one partition: spilled events to the files of its shard. Runs in any process that sees `folder`."""
-    subject_id, events = read_partition(folder / "spill", shard, index)
-    arrays, summary = make_shard(subject_id, events, index.plan(**asdict(settings)))
+    subject_id, events = read_partition(folder / "spill", shard, final)
+    arrays, summary = make_shard(subject_id, events, plan)
     save_shard(arrays, folder / "store" / _shard_name(shard))
     return summary
 
@@ -199,7 +201,7 @@ def _spill(batches: Iterable[EventBatch], folder: Path, num_shards: int, out: Pa
     with naming_the_folder(out):
         spill = Spill(folder, num_shards)
     with tqdm(desc="reading", unit=" rows", unit_scale=True, disable=not progress) as bar:
-        for batch in batches:
+        for batch in batches:  # an error of the reader is about the source, not about the folder written to
             bar.set_postfix_str(batch.file, refresh=False)
             with naming_the_folder(out):
                 spill.add(batch)
@@ -208,24 +210,42 @@ def _spill(batches: Iterable[EventBatch], folder: Path, num_shards: int, out: Pa
 
 
 def _build_shards(
-    folder: Path, num_shards: int, index: SpillIndex, settings: StoreSettings, executor: Executor | None, progress: bool
+    folder: Path, num_shards: int, spill: Spill, settings: StoreSettings, executor: Executor | None, progress: bool
 ) -> list[ShardSummary]:
-    build = partial(build_partition, folder, index, settings)
-    shards = (executor.map if executor else map)(build, range(num_shards))
-    return list(tqdm(shards, desc="shards", total=num_shards, disable=not progress))
+    codes = spill.codes
+    plan = ShardPlan(code_roles(codes), type_ranks(codes), len(spill.files), **asdict(settings))
+    build = partial(build_partition, folder, spill.renumbering(), plan)
+    # Threads suffice: numpy and pandas let go of the interpreter lock, and processes take a second to start.
+    with nullcontext(executor) if executor else ThreadPoolExecutor(_NUM_THREADS) as pool, ThreadPoolExecutor(1) as disk:
+        summaries, flushed = [], []
+        for summary in tqdm(pool.map(build, range(num_shards)), desc="shards", total=num_shards, disable=not progress):
+            # The disk takes one shard while the next are being sorted.
+            flushed.append(disk.submit(flush_to_disk, folder / "store" / _shard_name(len(summaries))))
+            summaries.append(summary)
+        for future in flushed:
+            future.result()
+    return summaries
 
 
-def _write_tables(
-    folder: Path, summaries: list[ShardSummary], spill: Spill, index: SpillIndex, splits: dict[int, str] | None
-) -> None:
+def _timing(report: dict[str, Any], seconds: float, read_seconds: float) -> dict[str, Any]:
+    return {
+        "seconds": round(seconds, 3),
+        "seconds_reading": round(read_seconds, 3),
+        "events_per_second": round(report["num_events"] / seconds, 1),
+        "rows_per_second": round(report["rows_read"] / seconds, 1),
+    }
+
+
+def _write_tables(folder: Path, summaries: list[ShardSummary], spill: Spill, splits: dict[int, str] | None) -> None:
+    names = spill.codes
     codes = {
-        "code": index.codes,
-        "description": [spill.descriptions.get(code) for code in index.codes],
-        "parent_codes": [None] * len(index.codes),
+        "code": names,
+        "description": [spill.descriptions.get(code) for code in names],
+        "parent_codes": [None] * len(names),
         "count": sum(s.code_counts for s in summaries),
     }
     pq.write_table(pa.table(codes, schema=_CODES_SCHEMA), folder / "codes.parquet")
-    pq.write_table(quarantine_table(summaries, spill, index), folder / "quarantine.parquet")
+    pq.write_table(quarantine_table(summaries, spill), folder / "quarantine.parquet")
     if splits is not None:
         ids = sorted(splits)
         pq.write_table(pa.table({"subject_id": ids, "split": [splits[i] for i in ids]}), folder / "splits.parquet")
@@ -234,11 +254,11 @@ def _write_tables(
 def _manifest(
     report: dict[str, Any],
     summaries: list[ShardSummary],
-    index: SpillIndex,
+    codes: list[str],
     settings: StoreSettings,
     source: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    digest = hashlib.sha256(json.dumps([SCHEMA_VERSION, index.codes, [s.digest for s in summaries]]).encode())
+    digest = hashlib.sha256(json.dumps([SCHEMA_VERSION, codes, [s.digest for s in summaries]]).encode())
     counts = ("num_patients", "num_visits", "num_events", "num_codes", "rows_read", "rows_kept", "rows_quarantined")
     return {
         "schema_version": SCHEMA_VERSION,

@@ -31,7 +31,8 @@ def workspace(out: Path) -> Iterator[Path]:
     try:
         yield folder
         with naming_the_folder(out):
-            _flush_to_disk(folder / "store")
+            for path in (*(folder / "store").iterdir(), folder / "store"):  # subfolders' files: see `flush_to_disk`
+                _flush(path)
             if out.exists():
                 os.replace(out, folder / "old")
             os.replace(folder / "store", out)
@@ -73,11 +74,10 @@ def _is_locked(file: Path) -> bool:
     return False
 
 
-def _flush_to_disk(folder: Path) -> None:
-    for root, _, names in os.walk(folder):
-        for name in names:
-            _flush(Path(root) / name)
-        _flush(Path(root))
+def flush_to_disk(folder: Path) -> None:
+    """Have the disk take a folder's files, so that a complete store stays complete when the power fails."""
+    for path in (*folder.iterdir(), folder):
+        _flush(path)
 
 
 def _flush(path: Path) -> None:
