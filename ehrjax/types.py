@@ -32,15 +32,19 @@ class VisitSequences(NamedTuple):
 
 
 class VisitBatch(NamedTuple):
-    """One padded batch of visit sequences; see DESIGN section 4."""
+    """One batch of visit sequences, padded along patients (B), visits (V) and codes (T), never along codes in a visit.
 
-    codes: Int[Array, "B V C"]
-    code_mask: Bool[Array, "B V C"]
+    A row lists all its codes, visit after visit, and `code_visits` says which visit holds each. A few visits have ten
+    times the codes of the others, so the layout [B V C] would be nine tenths padding.
+    """
+
+    codes: Int[Array, "B T"]
+    code_visits: Int[Array, "B T"]  # column of the visit that holds the code, ascending in a row; -1 for padding
     visit_mask: Bool[Array, "B V"]
-    ages: Float[Array, "B V"]
-    gap_days: Float[Array, "B V"]
+    ages: Float[Array, "B V"]  # years at the visit's start
+    gap_days: Float[Array, "B V"]  # days since the previous visit's start
     labels: Shaped[Array, "B K"]  # or [B V K] for visit-level tasks
-    label_mask: Bool[Array, "B K"]  # the shape of labels
+    label_mask: Bool[Array, "B K"]  # the shape of labels; False on padding rows and padding visits
     example_mask: Bool[Array, "B"]
     example_ids: Int[Array, "B"]  # row in the VisitSequences, -1 for padding rows
 
@@ -51,7 +55,7 @@ class Outputs(NamedTuple):
     logits: Float[Array, "B K"] | None = None  # or [B V K]
     pooled: Float[Array, "B D"] | None = None
     hidden: Float[Array, "B V D"] | None = None
-    attention: Float[Array, "B V C"] | None = None
+    attention: Float[Array, "B T"] | None = None  # weight of each code in its visit
 
 
 class LossOutput(NamedTuple):

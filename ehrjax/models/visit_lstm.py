@@ -1,0 +1,71 @@
+"""Visit LSTM: codes -> embeddings -> pooled visits -> LSTM -> head.
+
+The recurrent model of Choi et al. (2016, Doctor AI; JMLR W&C 56) with a choice of poolings. Parameters at vocabulary
+1000 with mean pooling and one output: small 522,497, medium 3,930,625, large 23,593,985.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ehrjax.nn.pooling import VisitPooling
+from ehrjax.nn.recurrent import Lstm
+from ehrjax.types import Outputs, VisitBatch
+
+SIZES = {
+    "small": {"embed_dim": 128, "hidden_dim": 256, "num_layers": 1, "dropout_rate": 0.3},
+    "medium": {"embed_dim": 256, "hidden_dim": 512, "num_layers": 2, "dropout_rate": 0.3},
+    "large": {"embed_dim": 512, "hidden_dim": 1024, "num_layers": 3, "dropout_rate": 0.4},
+}
+
+
+class VisitLstm(nn.Module):
+    """Visit LSTM with one logit vector a patient (`level="patient"`) or a visit (`level="visit"`).
+
+    A patient's logits read the state after the last visit; a visit's logits read the state after that visit, so they
+    depend on nothing later. `vocab_size` counts the special tokens. `use_time_features` appends age and the log of the
+    gap to each visit vector (8 * hidden_dim more parameters a direction); without it the model sees order but no time.
+    Dropout acts on visit vectors, between layers and before the head.
+    """
+
+    vocab_size: int
+    embed_dim: int = 128
+    hidden_dim: int = 256
+    num_layers: int = 1
+    num_outputs: int = 1
+    dropout_rate: float = 0.3
+    pooling: str = "mean"
+    bidirectional: bool = False
+    level: str = "patient"
+    use_time_features: bool = False
+
+    @nn.compact
+    def __call__(self, batch: VisitBatch, *, train: bool = False) -> Outputs:
+        """Return logits [B K] or [B V K], `hidden` [B V H], `pooled` [B H] and, for attention, code weights [B T]."""
+        self._check()
+        num_visits = batch.visit_mask.shape[1]
+        embedded = nn.Embed(self.vocab_size, self.embed_dim, name="embedding")(batch.codes)
+        visits, attention = VisitPooling(self.pooling, name="pooling")(embedded, batch.code_visits, num_visits)
+        if self.use_time_features:
+            visits = jnp.concatenate([visits, time_features(batch)], axis=-1)
+        dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
+        lstm = Lstm(self.hidden_dim, self.num_layers, self.dropout_rate, self.bidirectional, name="lstm")
+        hidden, pooled = lstm(dropout(visits), batch.visit_mask, train=train)
+        head = nn.Dense(self.num_outputs, name="head")
+        logits = head(dropout(pooled if self.level == "patient" else hidden))
+        return Outputs(logits=logits, pooled=pooled, hidden=hidden, attention=attention)
+
+    def _check(self):
+        if self.level not in ("patient", "visit"):
+            raise ValueError(f"level={self.level!r} is not known: use 'patient' or 'visit'.")
+        if self.level == "visit" and self.bidirectional:
+            raise ValueError(
+                "level='visit' with bidirectional=True would let a visit's logits read later visits: "
+                "use bidirectional=False or level='patient'."
+            )
+
+
+def time_features(batch: VisitBatch) -> Float[Array, "B V 2"]:
+    """Age in centuries and log1p of the gap in days, scaled so that a year is 1."""
+    gaps = jnp.log1p(jnp.maximum(batch.gap_days, 0.0)) / jnp.log1p(365.25)
+    return jnp.stack([batch.ages / 100.0, gaps], axis=-1)
