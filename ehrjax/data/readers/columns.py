@@ -48,7 +48,7 @@ def encode_column(array: pa.Array) -> Column:
     """Dictionary-encode an Arrow array of any type and trim its strings."""
     if not pa.types.is_dictionary(array.type):
         array = array.dictionary_encode()
-    index = pc.fill_null(pc.cast(array.indices, pa.int32()), -1).to_numpy(zero_copy_only=False)
+    index = _fill(pc.cast(array.indices, pa.int32()), -1)
     values = array.dictionary
     return Column(index, pc.utf8_trim_whitespace(values) if is_string(values) else values)
 
@@ -65,6 +65,13 @@ def hash_ids(strings: Sequence[str] | np.ndarray | pa.Array) -> np.ndarray:
     if not len(objects):
         return np.zeros(0, np.int64)
     return (pd.util.hash_array(objects, categorize=False) >> np.uint64(1)).astype(np.int64)
+
+
+def hash_values(values: pa.Array) -> np.ndarray:
+    """`hash_ids` of each distinct value (int64 [k]), -1 where there is none."""
+    texts = values if is_string(values) else pc.cast(values, pa.string())
+    texts = pc.fill_null(texts, "") if texts.null_count else texts
+    return np.where(has_value(texts), hash_ids(texts), -1)
 
 
 def parse_times(values: pa.Array) -> tuple[np.ndarray, np.ndarray]:
@@ -111,7 +118,7 @@ def parse_ints(values: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         is_whole = pc.match_substring_regex(text, r"^-?\d{1,18}$")
         whole = pc.cast(pc.if_else(is_whole, text, None), pa.int64())
         bad = pc.and_(pc.is_valid(values), pc.is_null(whole)).to_numpy(zero_copy_only=False)
-    return pc.fill_null(whole, -1).to_numpy(zero_copy_only=False), bad
+    return _fill(whole, -1), bad
 
 
 def is_date_only(values: pa.Array) -> np.ndarray:
@@ -193,7 +200,11 @@ def _looks_zoned(values: pa.Array) -> bool:
 
 
 def _to_int64(stamps: pa.Array) -> np.ndarray:
-    return pc.fill_null(stamps.view(pa.int64()), STATIC_TIME).to_numpy(zero_copy_only=False)
+    return _fill(stamps.view(pa.int64()), STATIC_TIME)
+
+
+def _fill(array: pa.Array, fill: int) -> np.ndarray:
+    return (pc.fill_null(array, fill) if array.null_count else array).to_numpy(zero_copy_only=False)
 
 
 def _parse_mixed_times(values: pa.Array) -> tuple[np.ndarray, np.ndarray]:

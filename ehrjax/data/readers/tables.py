@@ -21,7 +21,7 @@ from ehrjax.data.readers.columns import TIME_FORMAT, Column
 from ehrjax.data.readers.csv_stream import RawBatch, stream_csv
 
 _PARQUET_ROWS = 1 << 17
-_END = object()
+_END: Any = object()
 
 
 class Field(NamedTuple):
@@ -139,9 +139,7 @@ class Block:
     def hashed_ids(self, name: str, *, reason: str | None = None) -> np.ndarray:
         """int64 [n] ids by `hash_ids`, -1 where missing; with a `reason` such rows are rejected."""
         column = self.columns[name]
-        texts = pc.fill_null(pc.cast(column.values, pa.string()), "")
-        ids = np.where(pc.not_equal(texts, "").to_numpy(zero_copy_only=False), columns_lib.hash_ids(texts), -1)
-        ids = column.take(ids, -1)
+        ids = column.take(columns_lib.hash_values(column.values), -1)
         if reason is not None:
             self.reject(reason, ids < 0)
         return ids
