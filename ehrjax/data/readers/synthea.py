@@ -72,7 +72,7 @@ _CLINICAL_TABLES = {
 }
 # fmt: off
 # Vital signs by LOINC code, for files without a CATEGORY column.
-_VITALS = frozenset((
+VITAL_LOINC = frozenset((
     "8302-2", "29463-7", "39156-5", "8462-4", "8480-6", "8867-4", "9279-1", "8310-5", "2708-6", "59408-5", "72514-3",
     "8331-1", "59576-9", "77606-2", "8289-1",
 ))
@@ -293,7 +293,7 @@ def _observation_code(code: str, is_vital: bool) -> str:
     is_loinc = re.fullmatch(r"[A-Z]?\d+-\d+", code) is not None
     # Causes of death are SNOMED; quality-of-life scores (QALY, DALY, QOLS) are the generator's own.
     system = "LOINC" if is_loinc else "SNOMED" if code.isdigit() else "SYNTHEA"
-    return f"{'VITAL' if is_vital or code in _VITALS else 'LAB'}//{system}//{code}"
+    return f"{'VITAL' if is_vital or code in VITAL_LOINC else 'LAB'}//{system}//{code}"
 
 
 def _answers(value: columns_lib.Column, numbers: np.ndarray) -> tuple[np.ndarray, list[str]]:
