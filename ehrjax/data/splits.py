@@ -151,7 +151,6 @@ def temporal_split(
     splits = np.where(after & (~both | to_test), "test", splits)
     splits[(splits == "train") & (hash_uniform(seed, subject_ids) < val_fraction)] = "val"
     wanted = SPLITS if val_fraction > 0 else ("train", "test")
-    _refuse_empty(
-        splits, wanted, "label row", f"move the cutoff, now {np.datetime64(cutoff, 's')}, or shorten the horizon"
-    )
+    way_out = f"move the cutoff, now {np.datetime64(cutoff, 's')}, or shorten the horizon"
+    _refuse_empty(splits, wanted, "label row", way_out)
     return splits

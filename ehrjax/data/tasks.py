@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args, get_origin
 
 import numpy as np
 
@@ -35,7 +36,7 @@ def _each(prefixes: Iterable[str], stems: Iterable[str]) -> tuple[str, ...]:
     return tuple(prefix + stem for prefix in prefixes for stem in stems)
 
 
-_SNOMED = ("*SNOMED*//",)
+_SNOMED = ("DIAGNOSIS//SNOMED*//", "CONDITION//SNOMED*//", "SNOMED//")
 _ICD9 = ("DIAGNOSIS//ICD9*//", "CONDITION//ICD9*//", "ICD9CM//", "DIAGNOSIS//ICD//9//")  # procedures have a 250, too
 _ICD10 = ("DIAGNOSIS//ICD10*//", "CONDITION//ICD10*//", "ICD10CM//", "DIAGNOSIS//ICD//10//", "", "D")
 # Type 2 diabetes and the complications that imply it (prediabetes, 714628002 and 15777000, is none).
@@ -120,7 +121,7 @@ def task_from_dict(name: str, fields: Mapping) -> Task:
     """
     fields = dict(fields)
     base = get_task(fields.pop("base")) if "base" in fields else None
-    types = {field.name: str(field.type) for field in dataclasses.fields(Task) if field.name != "name"}
+    types = {field.name: field.type for field in dataclasses.fields(Task) if field.name != "name"}
     for field, value in fields.items():
         if field not in types:
             raise ValueError(f"task {name!r}: field {field!r} is not known: {_hint(field, types)}")
@@ -128,16 +129,14 @@ def task_from_dict(name: str, fields: Mapping) -> Task:
     return dataclasses.replace(base, name=name, **fields) if base else Task(name, **fields)
 
 
-def _convert(name: str, field: str, value, kind: str):
-    if kind.startswith("tuple"):
+def _convert(name: str, field: str, value, kind):
+    if get_origin(kind) is tuple:
         if isinstance(value, str) or not all(isinstance(v, str) for v in value):
             raise ValueError(f"task {name!r}: {field}={value!r} must be a list of code patterns.")
         return tuple(value)
-    if value is None and "None" in kind:
-        return None
-    wanted = str if kind == "str" else int if kind.startswith("int") else (int, float)
-    if not isinstance(value, wanted) or isinstance(value, bool):
-        raise ValueError(f"task {name!r}: {field}={value!r} must be {kind.split(' ')[0]}.")
+    allowed = get_args(kind) or (kind,)  # float | None -> float, NoneType
+    if isinstance(value, bool) or not isinstance(value, (*allowed, int) if float in allowed else allowed):
+        raise ValueError(f"task {name!r}: {field}={value!r} must be {' or '.join(t.__name__ for t in allowed)}.")
     return value
 
 

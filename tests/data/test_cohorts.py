@@ -1,0 +1,405 @@
+"""The cohort engine against a loop over patients, and the rules that decide who is labelled how."""
+
+import math
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ehrjax.data.cohorts import make_labels
+from ehrjax.data.tasks import TASKS, Task
+from ehrjax.data.timeline import NULL_TIME
+from tests.data.helpers import make_store, seconds
+
+DAY = 86_400
+ONSET = Task(
+    "onset", codes=("D*",), exclude_codes=("X",), horizon_days=365, index="every_visit", follow_up="dataset_end"
+)
+
+
+def day(number: float) -> str:
+    return str(np.datetime64("2020-01-01T00:00:00") + np.timedelta64(round(number * DAY), "s"))
+
+
+def visit(subject, number, start, end, *codes, kind="ambulatory"):
+    """An encounter from day `start` to day `end`; `codes` are (name, day)."""
+    events = [(subject, day(start), f"ENCOUNTER//{kind}", None, number)]
+    events.append((subject, day(end), f"ENCOUNTER_END//{kind}", None, number))
+    return events + [(subject, day(at), code, None, number) for code, at in codes]
+
+
+def labels_of(tmp_path, events, task, **options):
+    """Index day -> value, and the flow."""
+    labels = make_labels(make_store(tmp_path, events), task, **options)
+    days = (labels.times - seconds(day(0))) / DAY
+    return dict(zip(days.tolist(), labels.values[:, 0].tolist(), strict=True)), labels.flow
+
+
+# Edge cases
+
+
+def test_store_without_visits_says_so(tmp_path):
+    store = make_store(tmp_path, [(1, None, "D1", None, None), (1, day(0), "MEDS_BIRTH", None, None)])
+    with pytest.raises(ValueError, match=r"no labelled row in this store \(subjects 1"):
+        make_labels(store, ONSET)
+
+
+def test_store_without_the_codes_says_so(tmp_path):
+    with pytest.raises(ValueError, match=r"none of the 3 codes of the store matches .* patterns of this data set"):
+        make_labels(make_store(tmp_path, visit(1, 1, 0, 0, ("A", 0))), TASKS["diabetes_onset"])
+
+
+def test_store_without_stays_names_the_classes_looked_for(tmp_path):
+    with pytest.raises(ValueError, match="no visit of class ENCOUNTER//inpatient"):
+        make_labels(make_store(tmp_path, visit(1, 1, 0, 0)), TASKS["readmission_30d"])
+
+
+def test_all_censored_points_to_follow_up(tmp_path):
+    with pytest.raises(ValueError, match="follow_up='dataset_end'"):
+        make_labels(make_store(tmp_path, visit(1, 1, 0, 0, ("A", 0))), TASKS["mortality_1y"])
+
+
+def test_patient_without_visits_beside_others_is_counted_not_labelled(tmp_path):
+    events = [*visit(1, 1, 0, 0, ("D1", 10)), (2, None, "GENDER//F", None, None)]
+    found, flow = labels_of(tmp_path, events, ONSET)
+    assert found == {0: 1}
+    assert (flow["subjects"], flow["subjects_with_visits"]) == (2, 1)
+
+
+# Windows and censoring
+
+
+@pytest.mark.parametrize(
+    ("outcome_day", "gap", "expected"),
+    [
+        (10, 0, 1),  # the last second of the window
+        (10 + 1 / DAY, 0, 0),
+        (1 / DAY, 0, 1),  # the first second after t
+        (5, 5, None),  # the last second of the gap: not to be predicted any more
+        (5 + 1 / DAY, 5, 1),
+        (15, 5, 1),
+        (15 + 1 / DAY, 5, 0),
+    ],
+)
+def test_window_is_open_at_its_start_and_closed_at_its_end(tmp_path, outcome_day, gap, expected):
+    events = visit(1, 1, -1, 0, ("A", 0)) + visit(1, 2, 0.5, 100, ("D1", outcome_day))
+    task = replace(ONSET, horizon_days=10, gap_days=gap)
+    if expected is None:
+        with pytest.raises(ValueError, match="outcome_in_gap 1"):
+            labels_of(tmp_path, events, task)
+    else:
+        assert labels_of(tmp_path, events, task)[0] == {0: expected}
+
+
+def test_outcome_at_t_is_prevalent_and_after_t_is_not(tmp_path):
+    found, flow = labels_of(tmp_path, visit(1, 1, 0, 1, ("D1", 1)) + visit(2, 1, 0, 1, ("D1", 1 + 1 / DAY)), ONSET)
+    assert found == {1: 1}
+    assert flow["not_at_risk"] == 1
+
+
+@pytest.mark.parametrize(("follow_up", "expected"), [("last_event", {}), ("dataset_end", {0: 0})])
+def test_negative_needs_follow_up(tmp_path, follow_up, expected):
+    events = visit(1, 1, 0, 0, ("A", 0)) + visit(2, 1, 100, 100, ("D1", 400))
+    found, flow = labels_of(tmp_path, events, replace(ONSET, follow_up=follow_up))
+    assert found == {100: 1} | expected
+    assert flow["censored"] == 1 - len(expected)
+
+
+def test_death_in_the_window_closes_it(tmp_path):
+    events = [*visit(1, 1, 0, 0, ("A", 0)), (1, day(50), "MEDS_DEATH", None, None), *visit(2, 1, 1, 1, ("D1", 2))]
+    found, _ = labels_of(tmp_path, events, replace(ONSET, follow_up="last_event"))
+    assert found == {0: 0, 1: 1}
+
+
+def test_washout_frees_after_its_time(tmp_path):
+    events = visit(1, 1, 0, 0, ("D1", 0)) + visit(1, 2, 9, 9) + visit(1, 3, 10, 10) + visit(1, 4, 11, 11, ("D1", 11))
+    found, flow = labels_of(tmp_path, events, replace(ONSET, washout_days=10, horizon_days=5))
+    assert found == {10: 1}
+    assert flow["not_at_risk"] == 3  # day 0, day 9 (9 < 10 days ago), day 11
+
+
+def test_static_excluding_code_is_prevalent_at_all_times(tmp_path):
+    events = [*visit(1, 1, 0, 0, ("D1", 3)), (1, None, "X", None, None), *visit(2, 1, 0, 0, ("D1", 3))]
+    _, flow = labels_of(tmp_path, events, ONSET)
+    assert (flow["not_at_risk"], flow["kept"]) == (1, 1)
+
+
+# Tasks
+
+
+def test_mortality_never_predicts_from_after_death(tmp_path):
+    events = visit(1, 1, 0, 0, ("A", 0)) + visit(1, 2, 4, 5, ("A", 4)) + visit(1, 3, 6, 6, ("A", 6))
+    events += [(1, day(5), "MEDS_DEATH", None, None)]
+    found, flow = labels_of(tmp_path, events, replace(TASKS["mortality_1y"], index="every_visit"))
+    assert found == {0: 1}
+    assert flow["dead"] == 2
+
+
+def test_readmission_counts_new_stays_only(tmp_path):
+    events = visit(1, 1, 0, 2, kind="inpatient") + visit(1, 2, 2, 3, kind="inpatient")  # transfer at day 2
+    events += visit(1, 3, 10, 12) + visit(1, 4, 33, 40, kind="inpatient") + visit(1, 5, 100, 100)
+    found, flow = labels_of(tmp_path, events, TASKS["readmission_30d"])
+    assert found == {3: 1, 40: 0}
+    assert flow["in_stay"] == 1
+
+
+def test_readmission_of_the_dead_is_not_asked(tmp_path):
+    events = [*visit(1, 1, 0, 2, kind="inpatient"), (1, day(2), "MEDS_DEATH", None, None)]
+    events += visit(2, 1, 0, 3, kind="inpatient") + visit(2, 2, 5, 6, kind="inpatient") + visit(2, 3, 60, 60)
+    found, flow = labels_of(tmp_path, events, TASKS["readmission_30d"])
+    assert found == {3: 1, 6: 0}
+    assert flow["dead"] == 1
+
+
+def test_stays_come_from_admission_events_where_there_are_no_encounters(tmp_path):
+    times = {"ADMISSION": (0, 20, 60), "DISCHARGE//home": (2, 70), "A": (200,)}
+    events = [(1, day(at), code, None, None) for code, days in times.items() for at in days]
+    store = make_store(tmp_path, events)
+    stays = make_labels(store, TASKS["length_of_stay"])
+    assert stays.flow["no_end"] == 1  # the admission of day 20 has no discharge before the next admission
+    np.testing.assert_allclose(stays.values[:, 0], np.log1p([2, 10]), rtol=1e-6)
+    readmission = make_labels(store, TASKS["readmission_30d"])
+    assert readmission.values[:, 0].tolist() == [1, 0]
+
+
+def test_length_of_stay_is_predicted_at_admission(tmp_path):
+    labels = make_labels(make_store(tmp_path, visit(1, 1, 3, 4.5, kind="inpatient")), "length_of_stay")
+    assert labels.times.tolist() == [seconds(day(3))]
+    assert labels.end_times.tolist() == [seconds(day(4.5))]
+    np.testing.assert_allclose(labels.values, [[np.log(2.5)]], rtol=1e-6)
+    assert (labels.kind, labels.names) == ("regression", ("log1p_days",))
+
+
+def test_fixed_age_is_a_birthday(tmp_path):
+    events = [(1, day(0), "MEDS_BIRTH", None, None), *visit(1, 1, 300, 300), *visit(1, 2, 800, 800, ("D1", 800))]
+    events += visit(2, 1, 0, 0)  # birth unknown: no index time
+    found, flow = labels_of(tmp_path, events, replace(ONSET, index="fixed_age", index_age=2.0))
+    assert found == {730.5: 1}
+    assert flow["index_times"] == 1
+
+
+def test_next_visit_codes_are_the_train_patients_most_frequent(tmp_path):
+    def dx(code):
+        return f"DIAGNOSIS//S//{code}"
+
+    events = visit(1, 1, 0, 0, (dx(1), 0)) + visit(1, 2, 5, 5, (dx(2), 5), (dx(1), 5)) + visit(1, 3, 9, 9)
+    events += visit(2, 1, 0, 0, (dx(3), 0)) + visit(2, 2, 2, 2, (dx(3), 2), (dx(1), 2))
+    task = replace(TASKS["next_visit_codes"], num_codes=2)
+    labels = make_labels(make_store(tmp_path, events), task, train_subjects=np.array([1]))
+    assert labels.names == (dx(1), dx(2))
+    assert labels.subject_ids.tolist() == [1, 1, 2]
+    assert labels.values.tolist() == [[1, 1], [0, 0], [1, 0]]
+    assert labels.flow["no_next_visit"] == 2
+
+
+def test_next_visit_begins_after_the_index_time(tmp_path):
+    """A visit that is already under way when the index visit ends is no target: part of it is known."""
+    events = visit(1, 1, 0, 10, kind="a") + visit(1, 2, 8, 12, kind="b") + visit(1, 3, 11, 11, kind="c")
+    labels = make_labels(make_store(tmp_path, events), "next_visit_class", train_subjects=np.array([1]))
+    assert dict(zip((labels.times - seconds(day(0))).tolist(), labels.values[:, 0].tolist(), strict=True)) == {
+        10 * DAY: labels.names.index("c")
+    }
+
+
+def test_classes_that_train_lacks_are_left_out(tmp_path):
+    events = visit(1, 1, 0, 0, kind="a") + visit(1, 2, 1, 1, kind="a")
+    events += visit(2, 1, 0, 0, kind="a") + visit(2, 2, 1, 1, kind="z")
+    labels = make_labels(make_store(tmp_path, events), "next_visit_class", train_subjects=np.array([1]))
+    assert (labels.names, labels.values.tolist(), labels.flow["unknown_class"]) == (("a",), [[0]], 1)
+    assert labels.values.dtype == np.int32
+
+
+def test_fitted_outputs_need_train_patients(tmp_path):
+    store = make_store(tmp_path, visit(1, 1, 0, 0))
+    with pytest.raises(ValueError, match="pass train_subjects"):
+        make_labels(store, "next_visit_codes")
+    with pytest.raises(ValueError, match="no diagnosis code"):
+        make_labels(store, "next_visit_codes", train_subjects=np.array([1]))
+
+
+# Drawing
+
+
+def many_patients(num_visits=8):
+    return [
+        e for s in range(40) for v in range(num_visits) for e in visit(s, v, 10 * v, 10 * v, ("A", 10 * v))
+    ] + visit(99, 0, 0, 0, ("D1", 900))
+
+
+def test_random_visit_draws_one_a_patient_and_by_seed(tmp_path):
+    store = make_store(tmp_path, many_patients())
+    task = replace(ONSET, index="random_visit")
+    one, same, other = (make_labels(store, task, seed=seed) for seed in (0, 0, 1))
+    assert one.subject_ids.tolist() == [*range(40), 99]
+    assert one.times.tolist() == same.times.tolist() != other.times.tolist()
+    assert len(np.unique(one.times)) == 8  # each of the visits is drawn by someone
+
+
+def test_shards_do_not_change_the_labels(tmp_path):
+    task = replace(ONSET, index="random_visit")
+    one = make_labels(make_store(tmp_path / "a", many_patients()), task)
+    many = make_labels(make_store(tmp_path / "b", many_patients(), num_shards=5), task)
+    for a, b in zip(one, many, strict=True):
+        np.testing.assert_equal(a, b)
+
+
+def test_at_most_n_rows_a_patient_and_never_by_outcome(tmp_path):
+    events = many_patients()
+    with_outcome = events + [(s, day(75), "D1", None, None) for s in range(0, 40, 2)]
+    task = replace(ONSET, max_rows_per_patient=3)
+    plain = make_labels(make_store(tmp_path / "a", events), task)
+    changed = make_labels(make_store(tmp_path / "b", with_outcome), task)
+    assert np.bincount(plain.subject_ids)[:40].tolist() == [3] * 40
+    assert changed.subject_ids.tolist() == plain.subject_ids.tolist()
+    assert changed.times.tolist() == plain.times.tolist()
+    assert changed.values.sum() == 60
+
+
+# Against a loop over patients
+
+
+@st.composite
+def histories(draw):
+    events = []
+    for subject in range(1, draw(st.integers(1, 3)) + 1):
+        for number in range(draw(st.integers(0, 4))):
+            start, length = draw(st.integers(0, 8)), draw(st.integers(0, 3))
+            offsets = st.tuples(st.sampled_from(["D1", "D2", "X", "A"]), st.integers(-1, 4))
+            codes = [(code, start + at) for code, at in draw(st.lists(offsets, max_size=3))]
+            kind = draw(st.sampled_from(["inpatient", "ambulatory"]))
+            events += visit(subject, number, start, start + length, *codes, kind=kind)
+        if draw(st.booleans()):
+            events.append((subject, day(draw(st.integers(0, 12))), "MEDS_DEATH", None, None))
+        if draw(st.booleans()):
+            events.append((subject, day(draw(st.integers(-3, 0))), "MEDS_BIRTH", None, None))
+        if draw(st.integers(0, 5)) == 0:
+            events.append((subject, None, draw(st.sampled_from(["X", "A"])), None, None))
+    return [*visit(9, 0, 0, 0, ("D1", 0)), *events]  # the outcome's code is always in the store
+
+
+@st.composite
+def tasks(draw):
+    index = draw(st.sampled_from(["every_visit", "admission", "discharge", "fixed_age"]))
+    return Task(
+        "t",
+        outcome=draw(st.sampled_from(["codes", "death", "stay"])),
+        codes=("D*",),
+        exclude_codes=draw(st.sampled_from([(), ("X",)])),
+        index=index,
+        index_age=5 / 365.25 if index == "fixed_age" else None,
+        horizon_days=draw(st.integers(1, 4)),
+        gap_days=draw(st.integers(0, 2)),
+        washout_days=draw(st.sampled_from([math.inf, 0, 2])),
+        min_history_days=draw(st.integers(0, 2)),
+        min_visits=draw(st.integers(1, 2)),
+        follow_up=draw(st.sampled_from(["last_event", "dataset_end"])),
+    )
+
+
+def patients_of(store):
+    """Each patient as plain Python values."""
+    for shard in store.shards:
+        for i, subject in enumerate(shard.subject_ids.tolist()):
+            visits = []
+            for v in range(shard.visit_offsets[i], shard.visit_offsets[i + 1]):
+                span = slice(shard.event_offsets[v], shard.event_offsets[v + 1])
+                start = int(shard.visit_start[v])
+                codes = [str(store.codes[c]) for c in shard.event_codes[span]]
+                times = [start + int(offset) for offset in shard.event_times[span]]
+                kind = str(store.codes[shard.visit_class[v]])
+                visits.append((start, int(shard.visit_end[v]), kind, list(zip(codes, times, strict=True))))
+            static = [
+                str(store.codes[c]) for c in shard.static_codes[shard.static_offsets[i] : shard.static_offsets[i + 1]]
+            ]
+            yield subject, int(shard.birth[i]), int(shard.death[i]), visits, static
+
+
+def reference_labels(store, task):
+    """The rules of the module's text, read aloud patient by patient: {(subject, t): value}, and the censored ones."""
+    rows, censored = {}, set()
+    for subject, birth, death, visits, static in patients_of(store):
+        dead = None if death == NULL_TIME else death
+        stays = [(start, end) for start, end, kind, _ in visits if kind == "ENCOUNTER//inpatient"]
+        times = {
+            "every_visit": [end for _, end, _, _ in visits],
+            "admission": [start for start, _ in stays],
+            "discharge": [end for _, end in stays],
+            "fixed_age": [birth + 5 * DAY] if birth != NULL_TIME else [],
+        }[task.index]
+        events = [event for v in visits for event in v[3]]
+        outcomes = {
+            "codes": [at for code, at in events if code[0] == "D"],
+            "death": [dead] if dead is not None else [],
+            "stay": [start for start, _ in stays],
+        }[task.outcome]
+        for t in set(times):
+            known = [max(start, min(at for _, at in es)) for start, _, _, es in visits if es]
+            known = [at for at in known if at <= t]
+            if len(known) < task.min_visits or t - min(known) < task.min_history_days * DAY:
+                continue
+            if dead is not None and dead <= t:
+                continue
+            if task.index == "discharge" and any(start <= t < end for start, end in stays):
+                continue
+            if any(at <= t and code in task.exclude_codes for code, at in events) or set(static) & set(
+                task.exclude_codes
+            ):
+                continue
+            outcome_codes = [at for code, at in events if code[0] == "D" and at <= t]
+            if outcome_codes and t - max(outcome_codes) < task.washout_days * DAY:
+                continue
+            begin = t + task.gap_days * DAY
+            end = begin + task.horizon_days * DAY
+            if any(t < at <= begin for at in outcomes) or (dead is not None and t < dead <= begin):
+                continue
+            last = max([at for _, at in events] + [v[1] for v in visits] + ([dead] if dead is not None else []))
+            followed = store.manifest["last_time"] if task.follow_up == "dataset_end" else last
+            if any(begin < at <= end for at in outcomes):
+                rows[subject, t] = 1.0
+            elif followed >= end or (dead is not None and begin < dead <= end):
+                rows[subject, t] = 0.0
+            else:
+                censored.add((subject, t))
+    return rows, censored
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@given(events=histories(), task=tasks())
+def test_engine_equals_a_loop_over_patients(events, task):
+    with tempfile.TemporaryDirectory() as folder:
+        store = make_store(Path(folder), events, num_shards=2)
+        expected, censored = reference_labels(store, task)
+        if not expected:
+            with pytest.raises(ValueError, match="no labelled row"):
+                make_labels(store, task)
+            return
+        labels = make_labels(store, task)
+        keys = zip(labels.subject_ids.tolist(), labels.times.tolist(), strict=True)
+        assert dict(zip(keys, labels.values[:, 0].tolist(), strict=True)) == expected
+        assert list(zip(labels.subject_ids, labels.times, strict=True)) == sorted(expected)
+        assert labels.flow["censored"] == len(censored)
+        check_flow(labels.flow)
+
+
+def check_flow(flow):
+    """Every candidate is in exactly one place of the flow."""
+    lost = ("no_record", "dead", "short_history", "few_visits", "in_stay", "not_at_risk")
+    assert flow["index_times"] == flow["eligible"] + sum(flow[reason] for reason in lost)
+    after = ("not_drawn", "outcome_in_gap", "censored", "no_next_visit", "unknown_class", "no_end")
+    assert flow["eligible"] == flow["kept"] + sum(flow[reason] for reason in after)
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_flow_of_every_shipped_task_adds_up(tmp_path, name):
+    events = [e for s in range(20) for e in visit(s, 1, s, s + 2, ("DIAGNOSIS//SNOMED//1", s), kind="inpatient")]
+    events += [e for s in range(15) for e in visit(s, 2, s + 40, s + 400, kind="inpatient")]
+    events += [(s, day(s + 60), "DIAGNOSIS//SNOMED//44054006", None, None) for s in range(0, 20, 3)]
+    events += [(s, day(s + 300), "MEDS_DEATH", None, None) for s in range(0, 20, 5)]
+    labels = make_labels(make_store(tmp_path, events), name, train_subjects=np.arange(12))
+    check_flow(labels.flow)
+    assert labels.flow["kept"] == len(labels.times) > 0
+    assert (labels.end_times >= labels.times).all()
