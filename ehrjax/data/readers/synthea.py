@@ -102,13 +102,13 @@ def read_synthea(path: str | Path, *, label: str | None = None) -> EventStream:
     folder = Path(path)
     label = label or folder.resolve().name
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; give the folder that holds Synthea's patients.csv")
-    if find_table(folder, "patients", _SUFFIXES) is None:
-        if not (folder / "csv").is_dir() or find_table(folder / "csv", "patients", _SUFFIXES) is None:
-            found = ", ".join(sorted(p.name for p in folder.iterdir())[:10]) or "nothing"
-            raise FileNotFoundError(f"{folder}: no patients.csv or patients.csv.gz in it; found {found}")
-        folder, label = folder / "csv", f"{label}/csv"
-    return _read_folder(folder, label)
+        what = "is a file" if folder.exists() else "does not exist"
+        raise FileNotFoundError(f"{folder} {what}; give the folder that holds Synthea's patients.csv")
+    for inner, name in ((folder, label), (folder / "csv", f"{label}/csv")):
+        if inner.is_dir() and find_table(inner, "patients", _SUFFIXES) is not None:
+            return _read_folder(inner, name)
+    found = ", ".join(sorted(p.name for p in folder.iterdir())[:10]) or "nothing"
+    raise FileNotFoundError(f"{folder}: no patients.csv or patients.csv.gz in it; found {found}")
 
 
 def _read_folder(folder: Path, label: str) -> EventStream:

@@ -162,7 +162,7 @@ class Block:
         self.reject("missing_code", ~has_event)
         chosen = [np.flatnonzero(self.keep & (part.code >= 0)) for part in parts]
         code, codes = _merge_codes(parts, chosen)
-        quarantined = {reason: np.concatenate(rows) for reason, rows in self._rejected.items()}
+        quarantined = {reason: np.sort(np.concatenate(rows)) for reason, rows in self._rejected.items()}
 
         def gather(name: str, fill: Any, dtype: Any) -> np.ndarray:
             columns = [getattr(part, name) for part in parts]
