@@ -229,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         store = build_store(args.source, args.path, args.out, settings=settings, progress=True)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {getattr(error, 'strerror', None) or error}")
     print(summarise(store))
 
 

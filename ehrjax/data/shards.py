@@ -19,7 +19,7 @@ from ehrjax.data.clean import (
     quarantined_rows,
 )
 from ehrjax.data.events import STATIC_TIME
-from ehrjax.data.visits import Visits, assign_visits, order_by, seconds_up
+from ehrjax.data.visits import Visits, assign_visits, distinct, order_by, seconds_up
 
 NULL_TIME = np.iinfo(np.int64).min  # birth or death unknown
 NO_CLASS = -1
@@ -146,14 +146,6 @@ def _rank(subject_id: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return rank.take(codes), ids[order].astype(np.int64)
 
 
-def distinct(values: np.ndarray) -> np.ndarray:
-    """The distinct values, sorted; of int64 several times faster than `np.unique`."""
-    ordered = np.sort(values)
-    is_first = np.ones(len(ordered), bool)
-    is_first[1:] = ordered[1:] != ordered[:-1]
-    return ordered[is_first]
-
-
 def _keep(events: Events, role: np.ndarray, mask: np.ndarray) -> tuple[Events, np.ndarray]:
     if mask.all():
         return events, role
@@ -178,7 +170,7 @@ def _lay_out(
     index = np.flatnonzero(visits.of_event >= 0)
     visit = visits.of_event.take(index)
     code, value = dated.code.take(index), dated.value.take(index)
-    offset = (seconds_up(dated.time.take(index)) - visits.start.take(visit)).astype(np.int32)
+    offset = _offsets_in_visit(seconds_up(dated.time.take(index)), visits.start.take(visit), plan)
     rank = plan.type_rank.take(code)
     order = _settle_ties(order_by(visit, rank, offset, code), value, visit, offset, code)
     visit, code = visit.take(order), code.take(order)
@@ -199,6 +191,15 @@ def _lay_out(
         event_values=value.take(order),
         event_times=offset.take(order),
     )
+
+
+def _offsets_in_visit(time: np.ndarray, start: np.ndarray, plan: ShardPlan) -> np.ndarray:
+    offset = time - start
+    if len(offset) and max(int(offset.max()), -int(offset.min())) > np.iinfo(np.int32).max:
+        raise ValueError(
+            f"a visit of more than 68 years: window_hours={plan.window_hours} is too long for these events."
+        )
+    return offset.astype(np.int32)
 
 
 def _settle_ties(order: np.ndarray, value: np.ndarray, *keys: np.ndarray) -> np.ndarray:

@@ -12,7 +12,8 @@ import numpy as np
 
 from ehrjax.data.clean import Events
 from ehrjax.data.events import EventBatch
-from ehrjax.data.shards import ROW_BITS, distinct, shard_of
+from ehrjax.data.shards import ROW_BITS, shard_of
+from ehrjax.data.visits import distinct
 
 # One block of a spill file: number of events, then these columns (8-byte ones first, which keeps them aligned).
 _COLUMNS = (

@@ -83,6 +83,14 @@ def order_by(*keys: np.ndarray) -> np.ndarray:
     return np.argsort(packed)
 
 
+def distinct(values: np.ndarray) -> np.ndarray:
+    """The distinct values, sorted; of int64 several times faster than `np.unique`."""
+    ordered = np.sort(values)
+    is_first = np.ones(len(ordered), bool)
+    is_first[1:] = ordered[1:] != ordered[:-1]
+    return ordered[is_first]
+
+
 def seconds_up(microseconds: np.ndarray) -> np.ndarray:
     """Whole seconds, rounded up: an event is never known earlier than it happened."""
     return -(-microseconds // SECOND)
@@ -191,24 +199,29 @@ def _find_encounter(groups: _Groups, subject: np.ndarray, time: np.ndarray) -> n
     """The encounter (position in `groups`, -1 = none) that an event without one joins."""
     order = order_by(groups.subject, groups.start, groups.visit_id)
     owner, start, end = groups.subject[order], groups.start[order], groups.end[order]
-    up, day = seconds_up(time), time // DAY_MICROSECONDS
+    up = seconds_up(time)
     last = _last_begun(owner, start, subject, up)
     found = _covering(end, last, _first_of_subject(owner, subject), up)
 
     # Not covered: the encounter of that day begun last before the event, else the first one after it.
     for candidate in (last, last + 1):
         inside = np.clip(candidate, 0, len(order) - 1)
-        fits = (candidate == inside) & (owner[inside] == subject) & (start[inside] // 86_400 == day)
+        fits = (candidate == inside) & (owner[inside] == subject) & (start[inside] // 86_400 == up // 86_400)
         found = np.where((found < 0) & fits, inside, found)
     return np.where(found >= 0, order[found], -1)
 
 
 def _last_begun(owner: np.ndarray, start: np.ndarray, subject: np.ndarray, time: np.ndarray) -> np.ndarray:
     """Position of the last encounter of `subject`, or of any earlier subject, begun by `time`; -1 = none."""
-    low = min(int(start.min()), int(time.min()))
-    width = (max(int(start.max()), int(time.max())) - low).bit_length()
-    encounters = (owner.astype(np.int64) << width) | (start - low)
-    return np.searchsorted(encounters, (subject.astype(np.int64) << width) | (time - low), side="right") - 1
+    starts = distinct(start)  # ranks in it, not seconds, so that (subject, time) fits one integer
+    base = len(starts) + 1
+    encounters = owner.astype(np.int64) * base + np.searchsorted(starts, start, side="right")
+    return (
+        np.searchsorted(
+            encounters, subject.astype(np.int64) * base + np.searchsorted(starts, time, side="right"), side="right"
+        )
+        - 1
+    )
 
 
 def _first_of_subject(owner: np.ndarray, subject: np.ndarray) -> np.ndarray:
