@@ -21,7 +21,7 @@ ALLOWED = {
 }
 MIDDLE = {"ehrjax.types", "ehrjax.nn", "ehrjax.models", "ehrjax.objectives", "ehrjax.metrics"}
 ALLOWED["ehrjax.train"] = SCIENTIFIC | DEVICE | MIDDLE
-ALLOWED["ehrjax.evaluate"] = SCIENTIFIC | DEVICE | MIDDLE | {"sklearn", "matplotlib", "ehrjax.train"}
+ALLOWED["ehrjax.evaluate"] = SCIENTIFIC | DEVICE | MIDDLE | {"sklearn", "threadpoolctl", "matplotlib", "ehrjax.train"}
 
 
 def _imported_modules(path: Path) -> list[str]:

@@ -1,0 +1,1 @@
+"""From a trained model to honest figures: predictions, baselines, plots and reports."""

@@ -1,0 +1,248 @@
+"""What a model has to beat: prevalence, logistic regression and gradient boosting on bags of codes.
+
+Everything is fitted on train alone and tuned on val alone, on the features of `bags`. Labels are [n, K] (multi-class
+[n, 1] class numbers).
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+from jaxtyping import Bool, Float, Shaped
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression, Ridge
+from threadpoolctl import threadpool_limits
+
+from ehrjax.evaluate.bags import Features
+from ehrjax.metrics.classification import log_loss
+from ehrjax.metrics.multioutput import multiclass_log_loss
+from ehrjax.metrics.regression import rmse
+from ehrjax.types import Array
+
+SPLITS = ("train", "val", "test")
+# From strong to weak regularisation: each logistic fit starts from the one before.
+LOGISTIC_C = (0.001, 0.01, 0.1, 1.0)
+RIDGE_ALPHA = (10_000.0, 1_000.0, 100.0, 10.0, 1.0)
+# The penalty is chosen on the most frequent outputs only: with 100 labels the full grid would take minutes.
+MAX_TUNED_OUTPUTS = 3
+MAX_BOOSTED_LABELS, MAX_BOOSTED_CLASSES = 5, 20  # every label is a model, every class a tree a round
+MAX_BOOSTED_CODES = 1000
+BOOSTING_ROUNDS = 50  # between two looks at val
+MAX_BOOSTING_ROUNDS = 300
+PATIENCE_ROUNDS = 20
+
+
+class Baseline(NamedTuple):
+    """Scores in the model's form (probabilities, or values) by split ("val", "test"), or why there are none."""
+
+    scores: dict[str, Float[Array, "n K"]] | None
+    settings: dict[str, Any] = {}  # noqa: RUF012 - what was chosen on val
+    reason: str = ""  # why it was skipped
+
+
+def fit_baselines(
+    kind: str,
+    features: Mapping[str, Features],
+    labels: Mapping[str, Shaped[Array, "n L"]],
+    masks: Mapping[str, Bool[Array, "n L"]] | None = None,
+    *,
+    num_classes: int | None = None,
+    names: Sequence[str] = ("prevalence", "logistic", "boosting"),
+    seed: int = 0,
+) -> dict[str, Baseline]:
+    """Fit each baseline on "train", tune it on "val", score "val" and "test"; all three mappings have these keys.
+
+    Prevalence is the training mean (class frequencies, mean value); `logistic` is ridge regression for regression. What
+    cannot be fitted (one class in train), or boosting with many outputs, has `scores=None` and a reason.
+    """
+    fits = {"prevalence": _prevalence, "logistic": _linear, "boosting": _boosting}
+    unknown = [name for name in names if name not in fits]
+    if unknown:
+        raise ValueError(f"baseline {unknown[0]!r} is unknown: use {', '.join(fits)}.")
+    known = {split: _known(labels[split], None if masks is None else masks[split]) for split in SPLITS}
+    if kind == "multiclass" and num_classes is None:
+        num_classes = int(max(np.nanmax(known[split], initial=0) for split in SPLITS)) + 1
+    outputs = _outputs(kind, known, num_classes)
+    if not any(np.isfinite(output.labels["train"]).any() for output in outputs):
+        return {name: Baseline(None, reason="no row of train has a known label") for name in names}
+    return {name: fits[name](outputs, features, seed) for name in names}
+
+
+class Output(NamedTuple):
+    """One thing to predict: a label of a multi-label task, all classes of a multi-class task, a quantity."""
+
+    kind: str  # binary, multiclass, regression
+    labels: dict[str, Float[Array, "n"]]  # by split; NaN where unknown
+    num_classes: int | None
+
+    def rows(self, split: str) -> np.ndarray:
+        """Rows with a known label."""
+        return np.flatnonzero(np.isfinite(self.labels[split]))
+
+    def is_constant(self) -> bool:
+        """Whether train holds a single class, so that no classifier can be fitted."""
+        return self.kind != "regression" and len(np.unique(self.labels["train"][self.rows("train")])) < 2
+
+    def prevalence(self) -> np.ndarray:
+        """What to predict knowing nothing but train's labels: [1], or [K] for classes; 0.5 without a known label."""
+        train = self.labels["train"][self.rows("train")]
+        if self.kind == "multiclass":
+            return np.bincount(train.astype(np.int64), minlength=self.num_classes) / len(train)
+        return np.array([train.mean() if len(train) else 0.5])
+
+    def scores(self, estimated: np.ndarray, classes: np.ndarray | None) -> np.ndarray:
+        """An estimator's output as [n, 1] or [n, K]; a class that train lacks has probability 0."""
+        if self.kind == "regression":
+            return estimated.reshape(-1, 1)
+        if self.kind == "binary":
+            return estimated[:, 1:]
+        full = np.zeros((len(estimated), self.num_classes))
+        full[:, classes.astype(np.int64)] = estimated
+        return full
+
+    def val_loss(self, scores: np.ndarray) -> float:
+        """Log loss, or root mean squared error, on val; 0 where val has no known label."""
+        rows = self.rows("val")
+        loss = {"binary": log_loss, "multiclass": multiclass_log_loss, "regression": rmse}[self.kind]
+        return loss(self.labels["val"][rows], scores[rows]) if len(rows) else 0.0
+
+
+def _known(labels: Array, mask: Array | None) -> np.ndarray:
+    labels = np.asarray(labels, np.float64).reshape(len(labels), -1)
+    return labels if mask is None else np.where(np.asarray(mask, bool).reshape(labels.shape), labels, np.nan)
+
+
+def _outputs(kind: str, known: Mapping[str, np.ndarray], num_classes: int | None) -> list[Output]:
+    kind = "binary" if kind == "multilabel" else kind
+    columns = range(known["train"].shape[1])
+    return [Output(kind, {split: known[split][:, k] for split in SPLITS}, num_classes) for k in columns]
+
+
+def _prevalence(outputs: Sequence[Output], features: Mapping[str, Features], seed: int) -> Baseline:
+    row = np.concatenate([output.prevalence() for output in outputs])
+    return Baseline({split: np.tile(row, (len(outputs[0].labels[split]), 1)) for split in ("val", "test")})
+
+
+def _linear(outputs: Sequence[Output], features: Mapping[str, Features], seed: int) -> Baseline:
+    """Logistic or ridge regression on scaled log counts, the penalty chosen on val."""
+    fitted = [output for output in outputs if not output.is_constant()]
+    if not fitted:
+        return Baseline(None, reason="train holds one class only")
+    inputs = _linear_inputs(features)
+    grid = RIDGE_ALPHA if outputs[0].kind == "regression" else LOGISTIC_C
+    losses = np.zeros(len(grid))
+    for output in sorted(fitted, key=lambda output: -np.nansum(output.labels["train"]))[:MAX_TUNED_OUTPUTS]:
+        losses += [output.val_loss(_linear_scores(output, fit, inputs["val"])) for fit in _path(output, inputs, grid)]
+    best = grid[int(np.argmin(losses))]
+
+    def score(output: Output) -> dict[str, np.ndarray]:
+        fit = next(_path(output, inputs, (best,)))
+        return {split: _linear_scores(output, fit, inputs[split]) for split in ("val", "test")}
+
+    return Baseline(_side_by_side(outputs, score), {"alpha" if outputs[0].kind == "regression" else "C": best})
+
+
+def _path(output: Output, inputs: Mapping[str, sp.csr_matrix], grid: Sequence[float]) -> Iterator[Any]:
+    """The same estimator, fitted for one penalty after the other."""
+    rows = output.rows("train")
+    train, labels = inputs["train"][rows], output.labels["train"][rows]
+    is_ridge = output.kind == "regression"
+    estimator = Ridge(solver="sparse_cg") if is_ridge else LogisticRegression(max_iter=300, warm_start=True)
+    for strength in grid:
+        estimator.set_params(**{"alpha" if is_ridge else "C": strength})
+        with warnings.catch_warnings():
+            # 300 steps that do not reach the tolerance are still a baseline: val decides how good.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            estimator.fit(train, labels)
+        yield estimator
+
+
+def _linear_scores(output: Output, estimator: Any, inputs: sp.csr_matrix) -> np.ndarray:
+    if output.kind == "regression":
+        return output.scores(estimator.predict(inputs), None)
+    return output.scores(estimator.predict_proba(inputs), estimator.classes_)
+
+
+def _linear_inputs(features: Mapping[str, Features]) -> dict[str, sp.csr_matrix]:
+    """Log counts scaled by their spread in train; dense features standardised, and their squares."""
+    logs = {split: features[split].counts.log1p() for split in SPLITS}
+    mean_square, mean = logs["train"].power(2).mean(axis=0), logs["train"].mean(axis=0)
+    spread = np.sqrt(np.maximum(np.asarray(mean_square - np.square(mean)).ravel(), 0.0))
+    # Rare codes would be blown up a hundredfold by their own spread, and then over-fitted.
+    scale = sp.diags(1.0 / np.maximum(spread, 0.1))
+    train = features["train"].dense
+    centre, width = train.mean(axis=0), np.where(train.std(axis=0) > 0, train.std(axis=0), 1.0)
+
+    def inputs(split: str) -> sp.csr_matrix:
+        dense = np.clip((features[split].dense - centre) / width, -5, 5)
+        return sp.hstack([logs[split] @ scale, sp.csr_matrix(np.hstack([dense, dense**2]))]).tocsr()
+
+    return {split: inputs(split) for split in SPLITS}
+
+
+def _boosting(outputs: Sequence[Output], features: Mapping[str, Features], seed: int) -> Baseline:
+    """Histogram gradient boosting on the counts of train's most widespread codes, stopped early on val."""
+    if len(outputs) > MAX_BOOSTED_LABELS:
+        return Baseline(None, reason=f"one boosted model a label: {len(outputs)} labels, limit {MAX_BOOSTED_LABELS}")
+    if (outputs[0].num_classes or 0) > MAX_BOOSTED_CLASSES:
+        return Baseline(None, reason=f"{outputs[0].num_classes} classes, limit {MAX_BOOSTED_CLASSES}")
+    if all(output.is_constant() for output in outputs):
+        return Baseline(None, reason="train holds one class only")
+    widespread = np.argsort(-features["train"].counts.getnnz(axis=0), kind="stable")[:MAX_BOOSTED_CODES]
+    inputs = {
+        split: np.hstack([features[split].counts[:, widespread].toarray(), features[split].dense]) for split in SPLITS
+    }
+    rounds = []
+
+    def score(output: Output) -> dict[str, np.ndarray]:
+        with _few_threads():
+            estimator, best = _boost(output, inputs, seed)
+            rounds.append(best)
+            return {split: _staged_scores(output, estimator, inputs[split])[best - 1] for split in ("val", "test")}
+
+    return Baseline(_side_by_side(outputs, score), {"rounds": rounds})
+
+
+def _boost(output: Output, inputs: Mapping[str, np.ndarray], seed: int) -> tuple[Any, int]:
+    """The estimator and its best number of rounds on val (all of them where val has no known label)."""
+    rows = output.rows("train")
+    kind = HistGradientBoostingRegressor if output.kind == "regression" else HistGradientBoostingClassifier
+    estimator = kind(early_stopping=False, warm_start=True, max_bins=63, random_state=seed)
+    for num_rounds in range(BOOSTING_ROUNDS, MAX_BOOSTING_ROUNDS + 1, BOOSTING_ROUNDS):
+        estimator.set_params(max_iter=num_rounds).fit(inputs["train"][rows], output.labels["train"][rows])
+        losses = [output.val_loss(scores) for scores in _staged_scores(output, estimator, inputs["val"])]
+        best = int(np.argmin(losses)) + 1
+        if num_rounds - best >= PATIENCE_ROUNDS:
+            break
+    return estimator, best if len(output.rows("val")) else num_rounds
+
+
+def _staged_scores(output: Output, estimator: Any, inputs: np.ndarray) -> list[np.ndarray]:
+    """Scores after each round."""
+    if output.kind == "regression":
+        return [output.scores(values, None) for values in estimator.staged_predict(inputs)]
+    return [output.scores(values, estimator.classes_) for values in estimator.staged_predict_proba(inputs)]
+
+
+@contextmanager
+def _few_threads() -> Iterator[None]:
+    """Half the cores: OpenMP threads that wait for a core someone else uses made these fits ten times slower."""
+    with threadpool_limits(max(1, (os.cpu_count() or 2) // 2), user_api="openmp"):
+        yield
+
+
+def _side_by_side(outputs: Sequence[Output], score: Callable[[Output], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Scores of all outputs as columns; an output with one class in train gets its prevalence."""
+    columns = []
+    for output in outputs:
+        if output.is_constant():
+            row = output.prevalence()
+            columns.append({split: np.tile(row, (len(output.labels[split]), 1)) for split in ("val", "test")})
+        else:
+            columns.append(score(output))
+    return {split: np.hstack([column[split] for column in columns]) for split in ("val", "test")}
