@@ -25,8 +25,8 @@ KIND_OF_OUTCOME = {
 INDEX_RULES = ("random_visit", "every_visit", "admission", "discharge", "fixed_age")
 FOLLOW_UPS = ("last_event", "dataset_end")
 
-# Encounter classes that are hospital stays: Synthea, MIMIC-IV and OMOP names.
-INPATIENT_CLASSES = ("ENCOUNTER//inpatient*", "ENCOUNTER//hospitalization", "ENCOUNTER//9201", "ENCOUNTER//262")
+# Encounter classes that are hospital stays: all readers use Synthea's names.
+INPATIENT_CLASSES = ("ENCOUNTER//inpatient*", "ENCOUNTER//hospitalization")
 # In data without encounters (MEDS) a stay runs from an admission event to the next discharge event.
 ADMISSION_CODES = ("ADMISSION", "ADMISSION//*", "HOSPITAL_ADMISSION*")
 DISCHARGE_CODES = ("DISCHARGE", "DISCHARGE//*", "HOSPITAL_DISCHARGE*")

@@ -367,7 +367,7 @@ def reference_labels(store, task):
     return rows, censored
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(events=histories(), task=tasks())
 def test_engine_equals_a_loop_over_patients(events, task):
     with tempfile.TemporaryDirectory() as folder:
