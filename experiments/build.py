@@ -6,12 +6,19 @@ The reference for the keys is `configs/lstm_small.py`; a recipe may leave out wh
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
+import flax.linen as nn
+import jax
+import optax
 from ml_collections import ConfigDict
 
 from configs import lstm_small
+from ehrjax.models.visit_lstm import VisitLstm
+from ehrjax.train import optimizer
+from ehrjax.types import Outputs, VisitBatch
 
 FREE_SECTIONS = ("custom_tasks",)  # sections whose keys are the user's own names
 
@@ -48,3 +55,37 @@ def config_hash(config: ConfigDict) -> str:
     """Hash of all that the config says; a checkpoint of another config is refused."""
     text = json.dumps(config_dict(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+MODELS = {"visit_lstm": VisitLstm}
+STATIC_CODES = 16  # sex, race and the like join the first visit beyond `data.max_codes`
+
+
+def make_model(config: ConfigDict, *, vocab_size: int, num_outputs: int) -> nn.Module:
+    """The model of `config.model`, with the sizes that the data decide."""
+    fields = config.model.to_dict()
+    name = fields.pop("name")
+    if name not in MODELS:
+        raise ValueError(f"model.name={name!r} is not known: use one of {', '.join(MODELS)}.")
+    return MODELS[name](vocab_size=vocab_size, num_outputs=num_outputs, **fields)
+
+
+def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, optimizer.Plateau | None]:
+    """The optimiser of `config.optimizer`, and the plateau rule where the schedule is `plateau`."""
+    fields = config.optimizer.to_dict()
+    plateau = optimizer.Plateau() if fields["schedule"] == "plateau" else None
+    if plateau:
+        fields["schedule"] = "constant"
+    fields["warmup_steps"] = min(fields["warmup_steps"], config.train.num_steps // 2)
+    return optimizer.make_optimizer(num_steps=config.train.num_steps, **fields), plateau
+
+
+@cache
+def apply_fn(model: nn.Module) -> Callable[[Any, VisitBatch], Outputs]:
+    """`(params, batch) -> Outputs` without dropout; the same object for the same model, so that it compiles once."""
+    return lambda params, batch: model.apply({"params": params}, batch)
+
+
+def count_params(params: Any) -> int:
+    """Number of scalars in a parameter tree."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -6,14 +6,22 @@ The same command again resumes where it stopped, or says that the run is complet
 """
 
 import shlex
+import signal
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, e.g. configs/lstm_small.py or configs/lstm_small.py:debug.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where everything of this run is written; default: runs/NAME of the recipe.")
+from ehrjax.train.interrupt import Interrupted
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Recipe, e.g. configs/lstm_small.py or configs/lstm_small.py:debug."
+)
+_TRACEBACK = flags.DEFINE_bool("traceback", False, "On an error, show where in the code it came from.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where everything of this run is written; default: runs/NAME of the recipe."
+)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -26,21 +34,34 @@ def _parse_flags(argv: list[str]) -> list[str]:
         sys.exit(f"{error}\nTry: python -m experiments.run --helpshort")
 
 
+def _stop(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt(signum)
+
+
 def main(argv: list[str]) -> None:
     """Runs the recipe named by --config."""
     if len(argv) > 1:
         sys.exit(f"unexpected argument {argv[1]!r}: options start with two dashes, e.g. --config.train.num_steps=100")
     if _CONFIG.value is None:
         sys.exit("--config is missing: python -m experiments.run --config=configs/lstm_small.py")
-    from experiments import build, stages  # after the flags, so that --help and a mistyped key answer at once
+    from experiments import stages  # after the flags, so that --help and a mistyped key answer at once
 
+    logging.set_verbosity(logging.WARNING)  # Orbax tells each of its steps otherwise
     config = _CONFIG.value
     workdir = Path(_WORKDIR.value or f"runs/{config.name}")
     command = shlex.join(["python", "-m", "experiments.run", *sys.argv[1:]])
+    signal.signal(signal.SIGTERM, _stop)  # as Ctrl-C; in training both save a checkpoint first
     try:
-        build.check_config(config)
         stages.run(config, workdir, command=command)
-    except build.UserError as error:
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.exit_code)
+    except KeyboardInterrupt as stop:
+        print(f"\nstopped; what was finished is kept in {workdir}. To go on, run: {command}", file=sys.stderr)
+        sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
+    except (ValueError, OSError, FloatingPointError) as error:
+        if _TRACEBACK.value:
+            raise
         sys.exit(f"error: {error}")
 
 

@@ -1,0 +1,267 @@
+"""The stages of a run in order: data, then each task (train, predict, baselines, oracle), then the report."""
+
+import dataclasses
+import fcntl
+import json
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial as bind
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from ehrjax.data.batching import VisitBatches
+from ehrjax.evaluate import plots, report
+from ehrjax.evaluate.bags import bag_of_codes
+from ehrjax.evaluate.baselines import fit_baselines
+from ehrjax.evaluate.files import replaced
+from ehrjax.evaluate.predict import predict, write_predictions
+from ehrjax.metrics.summary import best_threshold, evaluate
+from ehrjax.objectives.supervised import make_supervised_objective
+from ehrjax.train.loop import FitResult, fit
+from ehrjax.train.state import create_state
+from ehrjax.train.step import make_eval_step, make_train_step, mean_metrics
+from experiments import build, oracle
+from experiments.prepare import Data, SplitData, candidate_tasks, find_task, prepare_data, prepare_task
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pandas", "pyarrow", "scikit-learn")
+
+
+def run(config: ConfigDict, workdir: Path, *, command: str) -> dict[str, Any]:
+    """Run or resume the recipe in `workdir`; returns what results.json holds."""
+    config = build.check_config(config)
+    tasks = candidate_tasks(config)
+    workdir.mkdir(parents=True, exist_ok=True)
+    with _only_run(workdir):
+        _claim(workdir, config)
+        done = workdir / "results.json"
+        if done.exists():
+            results = json.loads(done.read_text())
+            print(f"{workdir}: this run is complete. Delete the folder, or name another --workdir, to run it again.\n")
+            print(report.results_table(results))
+            return results
+        _write_json(workdir / "environment.json", environment(command))
+        data = prepare_data(config, workdir)
+        plots.data_overview(workdir / "plots" / "data.png", data.stores[0])
+        results = {"model": None, "data": data.report, "tasks": {}, "train": None}
+        for name in tasks:
+            results["tasks"][name] = run_task(name, data, config, workdir, results, command)
+        for name in config.fallback_tasks:
+            if any(row["kind"] for row in results["tasks"].values()):
+                break
+            if name not in results["tasks"]:
+                print(f"trying {name} instead", flush=True)
+                results["tasks"][name] = run_task(name, data, config, workdir, results, command)
+        return _finish(results, config, workdir)
+
+
+def run_task(name: str, data: Data, config: ConfigDict, workdir: Path, results: dict, command: str) -> dict[str, Any]:
+    """Train and evaluate one task; fills model and train in `results`. `kind` is null where it was skipped."""
+    task = find_task(name, config)
+    parts, reason, flow = prepare_task(task, data, config)
+    if parts is None:
+        print(f"{name}: not trained. {reason}", flush=True)
+        return {"kind": None, "skipped": reason, "flow": flow}
+    sizes = {split: len(part.labels.times) for split, part in parts.items()}
+    print(f"{name}: {sizes['train']:,} train, {sizes['val']:,} val, {sizes['test']:,} test rows", flush=True)
+    meta = {"config": build.config_hash(config), "vocabulary": data.vocab.content_hash}
+    trained, model, loaders = train_task(name, parts, data, config, workdir, meta=meta, command=command)
+    results["model"] = {"name": config.model.name, "num_params": build.count_params(trained.params)}
+    results["train"] = _add_training(results["train"], trained, loaders["train"])
+    return evaluate_task(name, parts, model, trained, loaders, data, config, workdir) | {"flow": flow}
+
+
+def train_task(
+    name: str, parts: dict[str, SplitData], data: Data, config: ConfigDict, workdir: Path, *, meta: dict, command: str
+) -> tuple[FitResult, Any, dict[str, VisitBatches]]:
+    """Fit the model on train with early stopping on val; resumes from the workdir's checkpoints."""
+    labels = parts["train"].labels
+    limits = {"batch_size": config.train.batch_size, "max_codes": config.data.max_codes + build.STATIC_CODES}
+    loaders = {k: VisitBatches(part.sequences, seed=config.train.seed, **limits) for k, part in parts.items()}
+    model = build.make_model(config, vocab_size=len(data.vocab), num_outputs=labels.num_outputs)
+    objective = make_supervised_objective(model, labels.kind)
+    tx, plateau = build.make_optimizer(config)
+    init_key, base_key = jax.random.split(jax.random.key(config.train.seed))
+    params = jax.jit(model.init)(init_key, loaders["train"].batch_at(0))["params"]
+    trained = fit(
+        state=create_state(params, tx),
+        train_step=make_train_step(objective, tx),
+        batch_at=loaders["train"].batch_at,
+        num_steps=config.train.num_steps,
+        base_key=base_key,
+        eval_fn=_validation(model, objective, loaders["val"], parts["val"], labels.kind),
+        eval_every=config.train.eval_every,
+        patience=config.train.patience,
+        plateau=plateau,
+        log_every=config.train.log_every,
+        workdir=workdir,
+        part=name,
+        meta=meta,
+        resume_command=command,
+    )
+    return trained, model, loaders
+
+
+def _validation(model, objective, batches: VisitBatches, part: SplitData, kind: str):
+    """`eval_fn(params)`: loss and the metrics of the kind on val (no intervals: it runs every few seconds)."""
+    step = jax.jit(make_eval_step(objective))
+    prepared = list(batches.eval_batches())
+    del model, part, kind
+
+    def eval_fn(params: Any) -> dict[str, float]:
+        return mean_metrics(jax.device_get([step(params, batch) for batch in prepared]), prefix="val/")
+
+    return eval_fn
+
+
+def evaluate_task(
+    name: str,
+    parts: dict[str, SplitData],
+    model: Any,
+    trained: FitResult,
+    loaders: dict[str, VisitBatches],
+    data: Data,
+    config: ConfigDict,
+    workdir: Path,
+) -> dict[str, Any]:
+    """Test figures of the model, the baselines and the oracle, with intervals; writes predictions and plots."""
+    labels, test = parts["test"].labels, parts["test"]
+    kind, val = labels.kind, parts["val"].labels
+    apply_fn = build.apply_fn(model)
+    scores = {k: predict(apply_fn, trained.params, loaders[k].eval_batches(), kind=kind) for k in ("val", "test")}
+    measure = bind(_measure, kind, val, labels, config)
+    threshold = best_threshold(kind, val.values, scores["val"], val.mask)
+    write_predictions(
+        workdir / "predictions" / f"{name}.parquet",
+        kind,
+        subject_ids=labels.subject_ids,
+        times=labels.times,
+        labels=labels.values,
+        scores=scores["test"],
+        mask=labels.mask,
+        names=labels.names,
+        threshold=threshold,
+    )
+    baselines, baseline_scores = {}, {}
+    fitted = _fit_baselines(parts, data, config)
+    for baseline, fit_ in fitted.items():
+        if fit_.scores is None:
+            baselines[baseline] = {"skipped": fit_.reason}
+        else:
+            baselines[baseline] = measure(fit_.scores)
+            baseline_scores[baseline] = fit_.scores["test"]
+    ceiling = oracle.evaluate_oracle(name, data.simulated, labels) if data.simulated else None
+    plots.task_plots(workdir / "plots", name, kind, labels.values, scores["test"], test.labels.mask, baseline_scores)
+    sizes = {f"num_{k}": len(part.labels.times) for k, part in parts.items()}
+    prevalence = float(labels.values[labels.mask].mean()) if kind in ("binary", "multilabel") else None
+    return {
+        "kind": kind,
+        **sizes,
+        "prevalence": prevalence,
+        "threshold": threshold,
+        "test": measure(scores),
+        "baselines": baselines,
+        "oracle": ceiling,
+    }
+
+
+def _measure(kind: str, val, test, config: ConfigDict, scores: dict[str, np.ndarray]) -> dict[str, Any]:
+    threshold = best_threshold(kind, val.values, scores["val"], val.mask)
+    return evaluate(
+        kind,
+        test.values,
+        scores["test"],
+        test.mask,
+        test.subject_ids,
+        num_resamples=config.eval.num_resamples,
+        seed=config.train.seed,
+        threshold=threshold,
+    )
+
+
+def _fit_baselines(parts: dict[str, SplitData], data: Data, config: ConfigDict):
+    labels = {k: part.labels.values for k, part in parts.items()}
+    masks = {k: part.labels.mask for k, part in parts.items()}
+    features = {k: bag_of_codes(part.sequences, len(data.vocab)) for k, part in parts.items()}
+    train = parts["train"].labels
+    num_classes = train.num_outputs if train.kind == "multiclass" else None
+    names = tuple(config.eval.baselines)
+    return fit_baselines(train.kind, features, labels, masks, num_classes=num_classes, names=names)
+
+
+def _add_training(total: dict | None, trained: FitResult, batches: VisitBatches) -> dict[str, Any]:
+    """The `train` part of results.json: steps, seconds and compilations add up over the tasks, rates are the last's."""
+    total = total or {"steps": 0, "seconds": 0.0, "num_compilations": 0}
+    num_codes = int(batches.sequences.visit_offsets[-1])
+    tokens = trained.examples_per_second * num_codes / batches.num_examples
+    return {
+        "steps": total["steps"] + trained.steps,
+        "seconds": round(total["seconds"] + trained.seconds, 3),
+        "tokens_per_second": round(tokens, 1),
+        "examples_per_second": round(trained.examples_per_second, 1),
+        "padding_fraction": round(batches.padding_fraction, 4),
+        "num_compilations": total["num_compilations"] + trained.num_compilations,
+    }
+
+
+def _finish(results: dict, config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    plots.training_curves(workdir / "plots" / "training.png", workdir / "metrics.jsonl")
+    report.write_report(workdir, results, build.config_dict(config))
+    _write_json(workdir / "results.json", results)
+    print(report.results_table(results))
+    print(f"\nwritten to {workdir}: results.json, report.html, predictions/, plots/, checkpoints/")
+    return results
+
+
+def environment(command: str) -> dict[str, Any]:
+    """What the run runs on: versions, devices, platform."""
+    return {
+        "command": command,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
+    }
+
+
+def _claim(workdir: Path, config: ConfigDict) -> None:
+    """Write config.json, or refuse a workdir that holds a run of another config, naming what differs."""
+    path, new = workdir / "config.json", dict(build.flatten(config))
+    new = json.loads(
+        json.dumps(new, default=lambda value: value.to_dict() if isinstance(value, ConfigDict) else str(value))
+    )
+    if path.exists():
+        old = json.loads(path.read_text())
+        differing = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+        if differing:
+            pairs = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in differing[:5])
+            raise ValueError(
+                f"{workdir} holds a run of another config ({pairs}). Name another --workdir, or delete it."
+            )
+    else:
+        _write_json(path, new)
+
+
+@contextmanager
+def _only_run(workdir: Path) -> Iterator[None]:
+    """Hold the workdir's lock; the system drops it when the process ends, however it ends."""
+    with (workdir / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another process is running in {workdir}: wait for it, or name another --workdir."
+            ) from None
+        yield
+
+
+def _write_json(path: Path, content: Any) -> None:
+    with replaced(path) as partial:
+        partial.write_text(json.dumps(content, indent=1, default=dataclasses.asdict))
