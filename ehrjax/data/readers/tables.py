@@ -66,22 +66,32 @@ def read_table(table: Table, fields: Sequence[Field]) -> Iterator["Block"]:
     if isinstance(table.source, Path) and not table.source.is_file():
         raise FileNotFoundError(f"{table.file}: no such file ({table.source})")
     stream = _stream_parquet if table.file.lower().endswith(".parquet") else stream_csv
-    time_counts: dict[str, tuple[int, str | None]] = {}
+    seen_times: dict[str, _SeenTimes] = {}
     for raw in _prefetch(stream(table.source, table.file, lambda header: _locate(table.file, fields, header))):
-        yield _make_block(table.file, raw, fields, time_counts)
-    for name, (num_parsed, example) in time_counts.items():
-        if not num_parsed and example is not None:
+        yield _make_block(table.file, raw, fields, seen_times)
+    for name, seen in seen_times.items():
+        # One unreadable date of death among missing ones is a slip; a column full of them is another format.
+        if seen.num_bad > (not seen.is_required) and not seen.num_parsed:
             raise ValueError(
-                f"{table.file}: no value of column {name} could be read as a time; the first is {example!r}, "
+                f"{table.file}: no value of column {name} could be read as a time; the first is {seen.example!r}, "
                 f"expected {TIME_FORMAT}. Other formats are not guessed: convert the column."
             )
+
+
+class _SeenTimes(NamedTuple):
+    """Distinct values of a time column so far."""
+
+    num_parsed: int = 0
+    num_bad: int = 0
+    example: str = ""  # the first bad one
+    is_required: bool = False
 
 
 class Block:
     """Rows of one table and what became of them. Rows are rejected with a reason; the first reason counts."""
 
     def __init__(
-        self, file: str, columns: dict[str, Column], row: np.ndarray, present: dict[str, str], time_counts: dict
+        self, file: str, columns: dict[str, Column], row: np.ndarray, present: dict[str, str], seen_times: dict
     ):
         self.file = file
         self.columns = columns
@@ -89,7 +99,7 @@ class Block:
         self.present = present  # field -> header name; a field that the file lacks is absent
         self.keep = np.ones(len(row), bool)
         self._rejected: dict[str, list[np.ndarray]] = {}
-        self._time_counts = time_counts  # header name -> (number of times read, first value that is none), of the file
+        self._seen_times = seen_times  # by header name; of the whole file
 
     def __len__(self) -> int:
         return len(self.row)
@@ -111,7 +121,7 @@ class Block:
         `missing_time` where `required`."""
         column = self.columns[name]
         parsed, bad = columns_lib.parse_times(column.values)
-        self._note_times(name, column, bad)
+        self._note_times(name, column, bad, required)
         self.reject("unparseable_time", column.take(bad, False))
         times = column.take(parsed, STATIC_TIME)
         if required:
@@ -185,12 +195,15 @@ class Block:
             descriptions=used,
         )
 
-    def _note_times(self, name: str, column: Column, bad: np.ndarray) -> None:
+    def _note_times(self, name: str, column: Column, bad: np.ndarray, required: bool) -> None:
         header = self.present.get(name, name)
-        num_parsed, example = self._time_counts.get(header, (0, None))
-        if example is None and bad.any():
-            example = column.values[int(np.flatnonzero(bad)[0])].as_py()
-        self._time_counts[header] = (num_parsed + int((columns_lib.has_value(column.values) & ~bad).sum()), example)
+        seen = self._seen_times.get(header, _SeenTimes())
+        num_bad = int(bad.sum())
+        first_bad = column.values[int(bad.argmax())].as_py() if num_bad and not seen.num_bad else seen.example
+        num_parsed = int(columns_lib.has_value(column.values).sum()) - num_bad
+        self._seen_times[header] = _SeenTimes(
+            seen.num_parsed + num_parsed, seen.num_bad + num_bad, first_bad, seen.is_required or required
+        )
 
 
 def _merge_codes(parts: Sequence[EventPart], chosen: Sequence[np.ndarray]) -> tuple[np.ndarray, list[str]]:
@@ -206,8 +219,8 @@ def _merge_codes(parts: Sequence[EventPart], chosen: Sequence[np.ndarray]) -> tu
     return np.concatenate(merged), list(names)
 
 
-def _make_block(file: str, raw: RawBatch, fields: Sequence[Field], time_counts: dict) -> Block:
-    block = Block(file, {}, raw.row, raw.present, time_counts)
+def _make_block(file: str, raw: RawBatch, fields: Sequence[Field], seen_times: dict) -> Block:
+    block = Block(file, {}, raw.row, raw.present, seen_times)
     block.reject_rows("malformed_row", raw.malformed)
     for field in fields:
         if field.name not in raw.columns:

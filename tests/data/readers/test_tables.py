@@ -114,6 +114,13 @@ def test_times_all_in_another_format_are_an_error_not_a_guess():
             block.times("time")
 
 
+def test_a_single_slip_in_an_optional_time_is_no_other_format():
+    stream = read_table(table("PATIENT,START,CODE\np,never,a\np,,a\n"), FIELDS)
+    block = next(stream)
+    block.times("time", required=False)
+    assert block.keep.tolist() == [False, True] and next(stream, None) is None
+
+
 def test_one_good_time_makes_bad_ones_quarantine():
     (block,) = blocks("PATIENT,START,CODE\np,31/12/2019,a\np,2019-12-31,a\n")
     batch = events(block)
