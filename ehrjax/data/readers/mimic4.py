@@ -10,9 +10,10 @@ which it was known, never an earlier one:
 - Dates without a time (procedures_icd, hcpcsevents, omr): the end of that day, or the discharge of that day.
 
 Birth is 1 January of anchor_year - anchor_age, so ages are up to a year too high (and patients above 89 are all 91).
-Death is admissions.deathtime where known, else the end of the day `dod`. Admissions are `ENCOUNTER//inpatient`, but
-the three kinds of observation stay that are not followed by an admission `ENCOUNTER//observation`; emergency
-department stays that do not lead to an admission (transfers without hadm_id) are `ENCOUNTER//emergency`.
+Death is admissions.deathtime where known, else the end of the day `dod`; a stay that ended in death ends no earlier.
+Admissions are `ENCOUNTER//inpatient`, but the three kinds of observation stay that no admission follows are
+`ENCOUNTER//observation`; emergency department stays without admission (transfers without hadm_id) are
+`ENCOUNTER//emergency`. datetimeevents, ingredientevents, poe, pharmacy and emar_detail are not read.
 """
 
 from collections.abc import Iterator
@@ -115,11 +116,17 @@ def _read_hospital(table: Table) -> _Hospital:
 
 
 def _admission_times(block: Block) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Encounter, admission, discharge, death; STATIC_TIME where missing. Both passes reject the same rows."""
+    """Encounter, admission, discharge, death; STATIC_TIME where missing. Both passes reject the same rows.
+
+    A stay that ended in death ends with it: dischtime may be that day's midnight, and would tell of a death to come.
+    """
     ids = block.ints("hadm_id", reason="no_encounter")
     admit = block.times("admittime")
     discharge, death = (block.times(name, required=False) for name in ("dischtime", "deathtime"))
     block.reject("ends_before_start", (discharge != STATIC_TIME) & (discharge < admit))
+    died, _ = build_codes(block, ["discharge_location"], lambda text: text if text.upper() == "DIED" else "")
+    death = np.where((died >= 0) & (death == STATIC_TIME), discharge, death)
+    discharge = np.where(discharge == STATIC_TIME, STATIC_TIME, np.maximum(discharge, death))
     return ids, admit, discharge, death
 
 

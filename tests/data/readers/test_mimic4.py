@@ -127,6 +127,22 @@ def test_rows_that_cannot_be_used(tmp_path):
     assert {e[5] for e in events if e[0] == "hosp/admissions.csv.gz"} == {26}
 
 
+def test_a_stay_that_ends_in_death_does_not_end_before_it(tmp_path):
+    admissions = """
+        subject_id,hadm_id,admittime,dischtime,deathtime,admission_type,discharge_location
+        1,20,2181-03-01 08:00:00,2181-03-04 10:00:00,2181-03-04 12:00:00,URGENT,DIED
+        2,21,2150-03-01 08:00:00,2150-03-04 10:00:00,,URGENT,DIED
+        3,22,2150-03-01 08:00:00,2150-03-04 10:00:00,2150-03-04 09:00:00,URGENT,
+    """
+    events, _, _ = collect(read_mimic4(write(tmp_path, hosp__admissions=admissions)))
+    times = {code: [e[2][5:] for e in events if e[3] == code] for code in ("MEDS_DEATH", "ENCOUNTER_END//inpatient")}
+    assert times == {
+        "MEDS_DEATH": ["03-04T12:00:00", "03-04T10:00:00", "03-04T09:00:00"],
+        "ENCOUNTER_END//inpatient": ["03-04T12:00:00", "03-04T10:00:00", "03-04T10:00:00"],
+    }
+    assert [e[2][5:] for e in events if e[3] == "DISCHARGE//DIED"] == ["03-04T12:00:00", "03-04T10:00:00"]
+
+
 def test_diagnoses_are_known_at_discharge(tmp_path):
     rows = """
         subject_id,hadm_id,seq_num,icd_code,icd_version
