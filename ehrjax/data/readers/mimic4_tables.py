@@ -66,7 +66,8 @@ def event_tables(find: Find) -> Iterator[Spec]:
 
 
 def _fields(spec: Spec) -> list[Field]:
-    required = dict.fromkeys(("subject_id", *spec.code, *spec.time[:1]))
+    when = spec.time[:1] or ((spec.day,) if spec.day else ())
+    required = dict.fromkeys(("subject_id", *spec.code, *when))
     optional = dict.fromkeys(("hadm_id", *spec.time, spec.day, *spec.value, spec.answer, spec.name, *spec.optional))
     fields = [Field(column, (column,)) for column in required]
     free = (spec.answer, spec.name)
