@@ -1,0 +1,87 @@
+"""results.json as text: one aligned table a task, model beside baselines and oracle."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+ORACLE_NAMES = {"": "oracle (record)", "latent_": "oracle (latent)"}
+
+
+def number(entry: Any, key: str = "value") -> float | None:
+    """A figure from {"value", "low", "high"}, or from a bare number as the oracle has; None where it is absent."""
+    if isinstance(entry, Mapping):
+        return entry.get(key)
+    return entry if key == "value" else None
+
+
+def systems_of(task: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """What a task compares, by column: the model, the fitted baselines, the oracle in its forms."""
+    fitted = {name: row for name, row in (task.get("baselines") or {}).items() if "skipped" not in row}
+    oracle = task.get("oracle") or {}
+    latent = {key.removeprefix("latent_"): value for key, value in oracle.items() if key.startswith("latent_")}
+    record = {key: value for key, value in oracle.items() if not key.startswith("latent_")}
+    oracles = {ORACLE_NAMES[""]: record, ORACLE_NAMES["latent_"]: latent}
+    return {"model": task["test"], **fitted, **{name: row for name, row in oracles.items() if row}}
+
+
+def results_table(results: Mapping[str, Any]) -> str:
+    """All tasks of results.json as plain text, test split, with 95 % intervals in brackets."""
+    return "\n\n".join(task_text(name, task) for name, task in results["tasks"].items())
+
+
+def task_text(name: str, task: Mapping[str, Any]) -> str:
+    """One task: a heading, a row a metric and a column a system, then what was skipped and why."""
+    if not task.get("kind"):
+        return f"{name}: not trained. {task.get('skipped', '')}".rstrip()
+    systems = systems_of(task)
+    rows = [["", *systems]]
+    rows += [[metric, *(cell(row.get(metric)) for row in systems.values())] for metric in task["test"]]
+    lines = [heading(name, task), "", *aligned(rows), *(f"- {note}" for note in notes(task))]
+    return "\n".join(lines)
+
+
+def heading(name: str, task: Mapping[str, Any]) -> str:
+    """Task, kind, sizes and prevalence in one line."""
+    parts = [
+        f"{task[key]:,} {key.removeprefix('num_')} rows" for key in ("num_train", "num_val", "num_test") if key in task
+    ]
+    if task.get("prevalence") is not None:
+        parts.append(f"prevalence {task['prevalence']:.3f}")
+    if task.get("threshold") is not None and task["kind"] in ("binary", "multilabel"):
+        parts.append(f"threshold {task['threshold']:.3f}")
+    return f"{name} ({task['kind']}), test split: {', '.join(parts)}"
+
+
+def notes(task: Mapping[str, Any]) -> list[str]:
+    """Sentences under the table: distance to the oracle, undefined figures, skipped baselines."""
+    systems, lines = systems_of(task), []
+    for name in ORACLE_NAMES.values():
+        ours, best = (number(systems.get(system, {}).get("auroc")) for system in ("model", name))
+        if ours is not None and best is not None:
+            lines.append(f"model AUROC minus that of the {name}: {ours - best:+.3f}")
+    reasons: dict[str, list[str]] = {}
+    for system, row in systems.items():
+        for metric, entry in row.items():
+            if isinstance(entry, Mapping) and entry.get("reason"):
+                reasons.setdefault(f"{system}: {entry['reason']}", []).append(metric)
+    lines += [f"{', '.join(metrics)} undefined for {reason}" for reason, metrics in reasons.items()]
+    baselines = task.get("baselines") or {}
+    return lines + [f"{name} skipped: {row['skipped']}" for name, row in baselines.items() if "skipped" in row]
+
+
+def cell(entry: Any) -> str:
+    """`0.812 [0.790, 0.834]`, or a dash where there is no figure."""
+    value, low, high = (number(entry, key) for key in ("value", "low", "high"))
+    if value is None:
+        return "-"
+    return digits(value) if low is None or high is None else f"{digits(value)} [{digits(low)}, {digits(high)}]"
+
+
+def digits(value: float) -> str:
+    """Three decimals, fewer for large figures."""
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:,.1f}"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns padded to one width each, two spaces apart."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
