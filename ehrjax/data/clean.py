@@ -114,9 +114,8 @@ def _later_copies(events: Events, mask: np.ndarray) -> np.ndarray:
 
     Sorting one hash is ten times cheaper than sorting five columns; equal hashes are then compared in full.
     """
-    index = np.flatnonzero(mask)
-    columns = [column.take(index) for column in (*events[:3], events.value.view(np.int32), events.visit_id)]
-    hashed = np.zeros(len(index), np.uint64)
+    columns = (*events[:3], events.value.view(np.int32), events.visit_id)
+    hashed = np.zeros(len(mask), np.uint64)
     for column, factor in zip(columns, _HASH_FACTORS, strict=True):
         hashed += column.astype(np.int64, copy=False).view(np.uint64)
         hashed *= np.uint64(factor)
@@ -124,17 +123,17 @@ def _later_copies(events: Events, mask: np.ndarray) -> np.ndarray:
     ordered = np.sort(hashed)
     repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     if not len(repeated):
-        return repeated.astype(np.int64)
+        return np.zeros(0, np.int64)
     position = np.minimum(np.searchsorted(repeated, hashed), len(repeated) - 1)
-    candidates = np.flatnonzero(repeated[position] == hashed)
+    candidates = np.flatnonzero((repeated.take(position) == hashed) & mask)
     keys = [column.take(candidates) for column in columns]
-    source = events.source.take(index.take(candidates))
-    order = np.lexsort((source, hashed[candidates]))
+    source, hashed = events.source.take(candidates), hashed.take(candidates)
+    order = np.lexsort((source, hashed))
     same = _equal_to_previous(keys, order)
-    if not np.array_equal(same, _equal_to_previous([hashed[candidates]], order)):
+    if not np.array_equal(same, _equal_to_previous([hashed], order)):
         order = np.lexsort((source, *keys))  # two different events share a hash
         same = _equal_to_previous(keys, order)
-    return index[candidates[order[same]]]
+    return candidates[order[same]]
 
 
 def _equal_to_previous(keys: list[np.ndarray], order: np.ndarray) -> np.ndarray:

@@ -97,23 +97,24 @@ def make_shard(subject_id: np.ndarray, events: Events, plan: ShardPlan) -> tuple
     role = plan.role.take(events.code)
     reason, birth, death = find_faults(events, role, len(all_ids), death_tolerance_days=plan.death_tolerance_days)
     quarantined, quarantine_reason = quarantined_rows(events.source, reason)
-    events, role = _keep(events, role, reason == 0)
-    kept_rows = distinct(events.source)
+    kept = reason == 0
+    kept_rows = distinct(events.source[kept])
     kept_rows_per_file = np.bincount(kept_rows >> ROW_BITS, minlength=plan.num_files)
+    counts = np.bincount(events.code[kept], minlength=len(plan.role))
 
     # A subject all of whose events were dropped is in the quarantine, not in the store.
     present = np.zeros(len(all_ids), bool)
-    present[events.subject] = True
-    events = events._replace(subject=(np.cumsum(present, dtype=np.int32) - np.int32(1))[events.subject])
-    counts = np.bincount(events.code, minlength=len(plan.role))
-
-    static = events.take((events.time == STATIC_TIME) & (role <= ENCOUNTER_START))
-    dated, dated_role = _keep(events, role, (events.time != STATIC_TIME) & (role != BIRTH) & (role != DEATH))
-    visits = assign_visits(dated, dated_role, strategy=plan.visits, window_hours=plan.window_hours)
-    shard = _lay_out(
-        all_ids[present], _to_seconds(birth[present]), _to_seconds(death[present]), static, dated, visits, plan
-    )
-    return shard, _summarise(shard, len(events.time), counts, kept_rows_per_file, quarantined, quarantine_reason)
+    present[subject[kept]] = True
+    if not present.all():
+        events = events._replace(subject=(np.cumsum(present, dtype=np.int32) - np.int32(1)).take(subject))
+    is_static = events.time == STATIC_TIME
+    static = events.take(kept & is_static & (role <= ENCOUNTER_START))
+    is_dated = np.flatnonzero(kept & ~is_static & (role != BIRTH) & (role != DEATH))
+    dated = events.take(is_dated)
+    visits = assign_visits(dated, role.take(is_dated), strategy=plan.visits, window_hours=plan.window_hours)
+    birth, death = _to_seconds(birth[present]), _to_seconds(death[present])
+    shard = _lay_out(all_ids[present], birth, death, static, dated, visits, plan)
+    return shard, _summarise(shard, int(counts.sum()), counts, kept_rows_per_file, quarantined, quarantine_reason)
 
 
 def save_shard(shard: Shard, folder: Path) -> None:
@@ -146,13 +147,6 @@ def _rank(subject_id: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return rank.take(codes), ids[order].astype(np.int64)
 
 
-def _keep(events: Events, role: np.ndarray, mask: np.ndarray) -> tuple[Events, np.ndarray]:
-    if mask.all():
-        return events, role
-    index = np.flatnonzero(mask)
-    return events.take(index), role.take(index)
-
-
 def _to_seconds(microseconds: np.ndarray) -> np.ndarray:
     return np.where(microseconds == STATIC_TIME, NULL_TIME, seconds_up(microseconds))
 
@@ -166,14 +160,14 @@ def _lay_out(
     visits: Visits,
     plan: ShardPlan,
 ) -> Shard:
-    static = static.take(_settle_ties(order_by(static.subject, static.code), static.value, static.subject, static.code))
+    static = static.take(order_by(static.subject, static.code))
+    static_values = static.value.take(_order_of_ties(static.value, static.subject, static.code))
     index = np.flatnonzero(visits.of_event >= 0)
-    visit = visits.of_event.take(index)
-    code, value = dated.code.take(index), dated.value.take(index)
+    visit, code = visits.of_event.take(index), dated.code.take(index)
     offset = _offsets_in_visit(seconds_up(dated.time.take(index)), visits.start.take(visit), plan)
-    rank = plan.type_rank.take(code)
-    order = _settle_ties(order_by(visit, rank, offset, code), value, visit, offset, code)
-    visit, code = visit.take(order), code.take(order)
+    order = order_by(visit, plan.type_rank.take(code), offset, code)
+    visit, offset, code, value = (column.take(order) for column in (visit, offset, code, dated.value.take(index)))
+    value = value.take(_order_of_ties(value, visit, offset, code))
     return Shard(
         subject_ids=ids,
         birth=birth,
@@ -181,15 +175,15 @@ def _lay_out(
         visit_offsets=_offsets(visits.subject, len(ids)),
         static_offsets=_offsets(static.subject, len(ids)),
         static_codes=static.code,
-        static_values=static.value,
+        static_values=static_values,
         visit_ids=visits.visit_id,
         visit_start=visits.start,
         visit_end=visits.end,
         visit_class=_visit_classes(visit, code, plan.role, len(visits.start)),
         event_offsets=_offsets(visit, len(visits.start)),
         event_codes=code,
-        event_values=value.take(order),
-        event_times=offset.take(order),
+        event_values=value,
+        event_times=offset,
     )
 
 
@@ -202,22 +196,17 @@ def _offsets_in_visit(time: np.ndarray, start: np.ndarray, plan: ShardPlan) -> n
     return offset.astype(np.int32)
 
 
-def _settle_ties(order: np.ndarray, value: np.ndarray, *keys: np.ndarray) -> np.ndarray:
-    """`order`, with events equal in all `keys` put in the order of their values, whatever order they came in."""
-    if len(order) < 2:
-        return order
-    same = np.ones(len(order) - 1, bool)
+def _order_of_ties(value: np.ndarray, *keys: np.ndarray) -> np.ndarray:
+    """Positions that put events equal in all `keys`, which are sorted, in the order of their values."""
+    order = np.arange(len(value))
+    same = np.ones(max(len(value) - 1, 0), bool)
     for key in keys:
-        ordered = key.take(order)
-        same &= ordered[1:] == ordered[:-1]
-    if not same.any():
-        return order
-    in_tie = np.flatnonzero(np.append(same, False) | np.insert(same, 0, False))
-    group = np.cumsum(~np.insert(same, 0, False)[in_tie])
-    tied = order[in_tie]
-    settled = order.copy()
-    settled[in_tie] = tied[np.lexsort((value.view(np.int32)[tied], group))]
-    return settled
+        same &= key[1:] == key[:-1]
+    if same.any():
+        in_tie = np.flatnonzero(np.append(same, False) | np.insert(same, 0, False))
+        group = np.cumsum(~np.insert(same, 0, False)[in_tie])
+        order[in_tie] = in_tie[np.lexsort((value.view(np.int32)[in_tie], group))]
+    return order
 
 
 def _offsets(owner: np.ndarray, num_owners: int) -> np.ndarray:

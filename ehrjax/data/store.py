@@ -17,7 +17,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -200,13 +200,22 @@ def build_partition(folder: Path, final: Renumbering, plan: ShardPlan, shard: in
 def _spill(batches: Iterable[EventBatch], folder: Path, num_shards: int, out: Path, progress: bool) -> Spill:
     with naming_the_folder(out):
         spill = Spill(folder, num_shards)
-    with tqdm(desc="reading", unit=" rows", unit_scale=True, disable=not progress) as bar:
+    bar = tqdm(desc="reading", unit=" rows", unit_scale=True, disable=not progress)
+    with bar, ThreadPoolExecutor(1) as writer:
+        written = None
         for batch in batches:  # an error of the reader is about the source, not about the folder written to
             bar.set_postfix_str(batch.file, refresh=False)
-            with naming_the_folder(out):
-                spill.add(batch)
             bar.update(batch.rows_read)
+            _wait_for(written, out)
+            written = writer.submit(spill.add, batch)  # while the reader makes the next one
+        _wait_for(written, out)
     return spill
+
+
+def _wait_for(written: Future | None, out: Path) -> None:
+    if written is not None:
+        with naming_the_folder(out):
+            written.result()
 
 
 def _build_shards(

@@ -113,6 +113,10 @@ def _window_keys(events: Events, window_hours: float) -> np.ndarray:
 def _pair_keys(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """One integer (0, 1, ...) for each distinct pair."""
     codes, values = pd.factorize(second)
+    owner = np.zeros(len(values), first.dtype)
+    owner[codes] = first
+    if (owner.take(codes) == first).all():  # as encounter ids do: each belongs to one subject
+        return codes
     return pd.factorize(first.astype(np.int64) * max(len(values), 1) + codes)[0]
 
 
@@ -158,9 +162,10 @@ def _encounter_visits(events: Events, role: np.ndarray, *, join: bool) -> _Group
 
 def _numbered_visits(events: Events, role: np.ndarray) -> _Groups:
     """Visits of the events that name their encounter."""
-    numbered = np.flatnonzero(events.visit_id >= 0)
-    subject, time, kind = events.subject[numbered], events.time[numbered], role[numbered]
-    ids, keys = events.visit_id[numbered], _pair_keys(subject, events.visit_id[numbered])
+    has_id = events.visit_id >= 0
+    numbered = slice(None) if has_id.all() else np.flatnonzero(has_id)
+    subject, time, kind, ids = (c[numbered] for c in (events.subject, events.time, role, events.visit_id))
+    keys = _pair_keys(subject, ids)
     num_groups = int(keys.max()) + 1 if len(keys) else 0
     down, up = time // SECOND, seconds_up(time)
 
