@@ -1,0 +1,72 @@
+"""The visit LSTM as one would write it in torch, to compare with: padded codes, masked pooling, packed `nn.LSTM`."""
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from ehrjax.types import VisitBatch
+
+
+class TorchVisitLstm(nn.Module):
+    """Embedding, masked pooling over codes, packed LSTM, dropout and linear head, in places and sizes as in ehrjax."""
+
+    def __init__(
+        self,
+        vocab_size,
+        *,
+        embed_dim,
+        hidden_dim,
+        num_layers=1,
+        num_outputs=1,
+        dropout_rate=0.0,
+        pooling="mean",
+        bidirectional=False,
+    ):
+        super().__init__()
+        self.pooling = pooling
+        self.embedding = nn.Embedding(vocab_size, embed_dim)
+        if pooling == "attention":
+            self.attention_hidden = nn.Linear(embed_dim, embed_dim // 2)
+            self.attention_score = nn.Linear(embed_dim // 2, 1)
+        self.dropout = nn.Dropout(dropout_rate)
+        between = dropout_rate if num_layers > 1 else 0.0
+        self.lstm = nn.LSTM(
+            embed_dim, hidden_dim, num_layers, batch_first=True, dropout=between, bidirectional=bidirectional
+        )
+        self.head = nn.Linear(hidden_dim * (2 if bidirectional else 1), num_outputs)
+
+    def forward(self, codes, code_mask, lengths):
+        """Patient logits [B K] and outputs after each visit [B V H] (zeros past the end)."""
+        visits = self.pool(self.embedding(codes), code_mask)
+        packed = pack_padded_sequence(self.dropout(visits), lengths, batch_first=True, enforce_sorted=False)
+        outputs, (last, _) = self.lstm(packed)
+        outputs, _ = pad_packed_sequence(outputs, batch_first=True)
+        last = torch.cat([last[-2], last[-1]], -1) if self.lstm.bidirectional else last[-1]
+        return self.head(self.dropout(last)), outputs
+
+    def pool(self, embedded, code_mask):
+        """Visit vectors [B V D] from embedded codes [B V C D]; zeros for a visit without codes."""
+        mask = code_mask[..., None]
+        if self.pooling == "sum":
+            return (embedded * mask).sum(2)
+        if self.pooling == "max":
+            highest = embedded.masked_fill(~mask, -torch.inf).max(2).values
+            return torch.where(mask.any(2), highest, 0.0)
+        if self.pooling == "attention":
+            scores = self.attention_score(torch.tanh(self.attention_hidden(embedded)))
+            weights = scores.masked_fill(~mask, -1e30).softmax(2) * mask
+            return (embedded * weights).sum(2)
+        return (embedded * mask).sum(2) / mask.sum(2).clamp(min=1)
+
+
+def to_padded(batch: VisitBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Codes [B V C], their mask and the number of visits of each row, as torch code usually has them."""
+    rows, slots = np.nonzero(batch.code_visits >= 0)
+    visits = batch.code_visits[rows, slots]
+    counts = np.zeros(batch.visit_mask.shape, np.int64)
+    np.add.at(counts, (rows, visits), 1)
+    code_mask = np.arange(max(counts.max(), 1)) < counts[..., None]
+    codes = np.zeros(code_mask.shape, np.int64)
+    codes[code_mask] = batch.codes[rows, slots]  # both run by row, then visit, then position
+    return torch.from_numpy(codes), torch.from_numpy(code_mask), torch.from_numpy(batch.visit_mask.sum(1))

@@ -1,0 +1,52 @@
+"""Torch weights to our parameter trees: the one place that knows both layouts.
+
+Every function takes `read`, which turns a torch parameter into an array: `weight` for its value, `gradient` for its
+gradient (zeros where torch computed none).
+"""
+
+import numpy as np
+
+LSTM_PARTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+def weight(parameter):
+    return parameter.detach().numpy()
+
+
+def gradient(parameter):
+    return np.zeros(parameter.shape, np.float32) if parameter.grad is None else parameter.grad.numpy()
+
+
+def dense(linear, read=weight):
+    """`nn.Linear` -> linen Dense."""
+    return {"kernel": read(linear.weight).T, "bias": read(linear.bias)}
+
+
+def lstm(module, read=weight):
+    """`nn.LSTM` -> Lstm. Gates lie in the same order; torch has two biases a gate, we have their sum."""
+    params = {}
+    for layer in range(module.num_layers):
+        for direction, suffix in (("forward", ""), ("backward", "_reverse"))[: 1 + module.bidirectional]:
+            parts = {part: read(getattr(module, f"{part}_l{layer}{suffix}")) for part in LSTM_PARTS}
+            params[f"layer_{layer}_{direction}_input"] = parts["weight_ih"].T
+            params[f"layer_{layer}_{direction}_hidden"] = parts["weight_hh"].T
+            params[f"layer_{layer}_{direction}_bias"] = parts["bias_ih"] + parts["bias_hh"]
+    return params
+
+
+def attention(model, read=weight):
+    """The attention layers of `TorchVisitLstm` -> VisitPooling."""
+    return {
+        "attention_hidden": dense(model.attention_hidden, read),
+        "attention_score": dense(model.attention_score, read),
+    }
+
+
+def visit_lstm(model, read=weight):
+    """`TorchVisitLstm` -> VisitLstm."""
+    params = {
+        "embedding": {"embedding": read(model.embedding.weight)},
+        "lstm": lstm(model.lstm, read),
+        "head": dense(model.head, read),
+    }
+    return params | ({"pooling": attention(model, read)} if model.pooling == "attention" else {})
