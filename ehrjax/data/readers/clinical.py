@@ -86,18 +86,22 @@ def build_codes(block: Block, names: Sequence[str], build: Callable[..., str]) -
     return np.where(has_code[index] if len(codes) else False, index, np.int32(-1)), codes
 
 
-def answers(column: Column, *, ignore: Sequence[str] = ()) -> tuple[np.ndarray, list[str]]:
+def answers(
+    column: Column, *, numbers: np.ndarray | None = None, ignore: Sequence[str] = ()
+) -> tuple[np.ndarray, list[str]]:
     """The short texts of a value column ("NEG", "Never smoker") as (index, texts), to fuse with codes.
 
-    Index -1 stands for numbers, prose, the texts to `ignore` and nothing.
+    Index -1 stands for numbers, prose, the texts to `ignore` and nothing. `numbers`: `parse_numbers` of the values,
+    where the caller has them.
     """
-    is_text = np.isnan(parse_numbers(column.values)) & has_value(column.values)
-    texts = pc.cast(column.values, pa.string())
+    numbers = parse_numbers(column.values) if numbers is None else numbers
+    chosen = np.flatnonzero(np.isnan(numbers) & has_value(column.values))
+    texts = pc.cast(column.values.take(pa.array(chosen)), pa.string())
     unwanted = pc.or_(pc.greater(pc.utf8_length(texts), MAX_TEXT), pc.is_in(texts, pa.array(ignore, pa.string())))
-    chosen = np.flatnonzero(is_text & ~pc.fill_null(unwanted, True).to_numpy(zero_copy_only=False))
-    position = np.full(len(is_text), -1, np.int32)
-    position[chosen] = np.arange(len(chosen))
-    return column.take(position, -1), [segment(text) for text in texts.take(chosen).to_pylist()]
+    wanted = ~unwanted.to_numpy(zero_copy_only=False)
+    position = np.full(len(numbers), -1, np.int32)
+    position[chosen[wanted]] = np.arange(wanted.sum())
+    return column.take(position, -1), [segment(text) for text in texts.filter(pa.array(wanted)).to_pylist()]
 
 
 def add_answers(

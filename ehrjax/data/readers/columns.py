@@ -127,7 +127,7 @@ def is_date_only(values: pa.Array) -> np.ndarray:
         return np.ones(len(values), bool)
     if not is_string(values):
         return np.zeros(len(values), bool)
-    return pc.less_equal(pc.utf8_length(values), 10).to_numpy(zero_copy_only=False)
+    return pc.less_equal(pc.binary_length(values), 10).to_numpy(zero_copy_only=False)
 
 
 def to_texts(values: pa.Array) -> list[str]:
@@ -182,16 +182,17 @@ def is_string(values: pa.Array) -> bool:
 
 def has_value(values: pa.Array) -> np.ndarray:
     """Mask of values that are neither null nor an empty string."""
-    valid = pc.is_valid(values)
-    if is_string(values):
-        valid = pc.and_(valid, pc.fill_null(pc.not_equal(values, ""), False))
-    return valid.to_numpy(zero_copy_only=False)
+    if not is_string(values):
+        return pc.is_valid(values).to_numpy(zero_copy_only=False)
+    filled = pc.not_equal(values, "")
+    return (pc.fill_null(filled, False) if filled.null_count else filled).to_numpy(zero_copy_only=False)
 
 
 def _null_if_empty(values: pa.Array) -> pa.Array:
     if not is_string(values):
         return values
-    return pc.if_else(pc.equal(values, ""), pa.scalar(None, values.type), values)
+    is_empty = pc.equal(values, "")
+    return pc.if_else(is_empty, pa.scalar(None, values.type), values) if pc.any(is_empty).as_py() else values
 
 
 def _looks_zoned(values: pa.Array) -> bool:

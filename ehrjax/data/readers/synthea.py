@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow.compute as pc
 
 from ehrjax.data.events import (
     BIRTH_CODE,
@@ -23,11 +22,11 @@ from ehrjax.data.events import (
     EventStream,
 )
 from ehrjax.data.readers import columns as columns_lib
+from ehrjax.data.readers.clinical import DAY, Encounters, SortedIds, answers, build_codes, code_at, segment
 from ehrjax.data.readers.tables import Block, EventPart, Field, Table, find_table, read_table
 
-_HOUR = 3_600_000_000  # microseconds
+_HOUR = DAY // 24
 _SUFFIXES = (".csv", ".csv.gz")
-_MAX_TEXT = 40  # longer answers are prose, not categories
 
 _PATIENT_FIELDS = (
     Field("id", ("ID",)),
@@ -116,7 +115,7 @@ def _read_folder(folder: Path, label: str) -> EventStream:
         path = find_table(folder, stem, _SUFFIXES)
         return iter(()) if path is None else read_table(Table(path, f"{label}/{path.name}"), fields)
 
-    known = _Known(_Patients(), _Encounters(), set())
+    known = _Known()
     for block in blocks("patients", _PATIENT_FIELDS):
         yield _patient_events(block, known)
     for block in blocks("encounters", _ENCOUNTER_FIELDS):
@@ -128,51 +127,20 @@ def _read_folder(folder: Path, label: str) -> EventStream:
         yield _observation_events(block, known)
 
 
-class _Patients:
-    """Ids of the patients read so far, sorted."""
-
-    def __init__(self):
-        self.ids = np.zeros(0, np.int64)
-
-    def add(self, ids: np.ndarray) -> None:
-        self.ids = np.union1d(self.ids, ids)
-
-    def has(self, ids: np.ndarray) -> np.ndarray:
-        if not len(self.ids):
-            return np.zeros(len(ids), bool)
-        return self.ids[np.searchsorted(self.ids, ids).clip(max=len(self.ids) - 1)] == ids
-
-
-class _Encounters:
-    """Start and stop of each encounter by id: 24 bytes an encounter, looked up by binary search."""
-
-    def __init__(self):
-        self._added: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        self._sorted: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
-
-    def add(self, ids: np.ndarray, start: np.ndarray, stop: np.ndarray) -> None:
-        self._added.append((ids, start, stop))
-
-    def find(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Start and stop (int64 [n], STATIC_TIME where unknown)."""
-        if self._sorted is None:
-            columns = [np.concatenate(c) for c in zip(*self._added, strict=True)] or [np.zeros(0, np.int64)] * 3
-            order = np.argsort(columns[0], kind="stable")
-            self._sorted, self._added = tuple(column[order] for column in columns), []
-        keys, start, stop = self._sorted
-        if not len(keys):
-            return np.full(len(ids), STATIC_TIME), np.full(len(ids), STATIC_TIME)
-        at = np.searchsorted(keys, ids).clip(max=len(keys) - 1)
-        is_known = keys[at] == ids
-        return np.where(is_known, start[at], STATIC_TIME), np.where(is_known, stop[at], STATIC_TIME)
-
-
-class _Known(NamedTuple):
+class _Known:
     """What later tables need of earlier ones."""
 
-    patients: _Patients
-    encounters: _Encounters
-    described: set[str]  # codes whose human name has been given
+    def __init__(self):
+        self.patients = SortedIds()
+        self.described: set[str] = set()  # codes whose human name has been given
+        self.stays: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # encounter ids, starts, stops
+
+    @functools.cached_property
+    def encounters(self) -> Encounters:
+        """All encounters read; asked for once they all are."""
+        columns = [np.concatenate(column) for column in zip(*self.stays, strict=True)]
+        self.stays.clear()
+        return Encounters(*(columns or [np.zeros(0, np.int64)] * 3))
 
 
 class _Rows(NamedTuple):
@@ -190,18 +158,15 @@ def _patient_events(block: Block, known: _Known) -> EventBatch:
     _, first = np.unique(np.where(block.keep, subject, -1 - np.arange(len(block))), return_index=True)
     is_first = np.zeros(len(block), bool)
     is_first[first] = True
-    block.reject("duplicate_patient", ~is_first | known.patients.has(subject))
+    block.reject("duplicate_patient", ~is_first | (known.patients.position(subject) >= 0))
     static = np.full(len(block), STATIC_TIME)
-    parts = [
-        EventPart(birth, _code_where(birth != STATIC_TIME), [BIRTH_CODE]),
-        EventPart(death, _code_where(death != STATIC_TIME), [DEATH_CODE]),
-    ]
+    parts = [code_at(birth, BIRTH_CODE), code_at(death, DEATH_CODE)]
     for name in ("gender", "race", "ethnicity"):
         index, texts = block.texts(name)
-        shown = [_SEX.get(t.upper(), t.upper()) if name == "gender" else _segment(t.lower()) for t in texts]
+        shown = [_SEX.get(t.upper(), t.upper()) if name == "gender" else segment(t.lower()) for t in texts]
         parts.append(EventPart(static, index, [f"{name.upper()}//{text}" for text in shown]))
     batch = block.events(subject, parts)
-    known.patients.add(subject[block.keep])
+    known.patients.ids = np.union1d(known.patients.ids, subject[block.keep])
     return batch
 
 
@@ -212,11 +177,11 @@ def _encounter_events(block: Block, known: _Known) -> EventBatch:
     stop = block.times("stop", required=False)
     has_stop = stop != STATIC_TIME
     # A stop given as a day lasts until its end.
-    last = stop + np.where(block.is_date_only("stop"), 24 * _HOUR - 1, 0)
+    last = stop + np.where(block.is_date_only("stop"), DAY - 1, 0)
     block.reject("ends_before_start", has_stop & (last < start))
     stop = np.where(has_stop, np.maximum(stop, start), STATIC_TIME)
     kind, tuples = columns_lib.combine([block.texts("class"), block.texts("code")])
-    classes = [_segment(name.lower()) or _CLASS_OF_CODE.get(code, "unknown") for name, code in tuples]
+    classes = [segment(name.lower()) or _CLASS_OF_CODE.get(code, "unknown") for name, code in tuples]
     types = [f"ENCOUNTER_TYPE//SNOMED//{code}" if code else "" for _, code in tuples]
     has_type = np.array([bool(name) for name in types], bool)
     parts = [
@@ -225,15 +190,18 @@ def _encounter_events(block: Block, known: _Known) -> EventBatch:
         EventPart(stop, np.where(has_stop, kind, -1), [ENCOUNTER_END_PREFIX + c for c in classes], visit_id=visit),
     ]
     batch = block.events(subject, parts, descriptions=_descriptions(block, kind, types, known.described))
-    known.encounters.add(visit[block.keep], start[block.keep], stop[block.keep])
+    known.stays.append((visit[block.keep], start[block.keep], stop[block.keep]))
     return batch
 
 
 def _clinical_events(block: Block, kind: str, system: str, known: _Known) -> EventBatch:
     rows = _read_rows(block, known)
-    index, tuples = columns_lib.combine([block.texts("code"), block.texts("system")])
-    codes = [f"{kind}//{'RXNORM' if 'rxnorm' in s.lower() else system}//{code}" if code else "" for code, s in tuples]
-    part = EventPart(rows.time, _where_named(index, codes), codes, visit_id=rows.visit_id)
+    index, codes = build_codes(
+        block,
+        ("code", "system"),
+        lambda code, name: f"{kind}//{'RXNORM' if 'rxnorm' in name.lower() else system}//{code}" if code else "",
+    )
+    part = EventPart(rows.time, index, codes, visit_id=rows.visit_id)
     descriptions = _descriptions(block, index, codes, known.described)
     return block.events(rows.subject_id, [part], descriptions=descriptions)
 
@@ -248,9 +216,9 @@ def _observation_events(block: Block, known: _Known) -> EventBatch:
     descriptions = _descriptions(block, index, codes, known.described)
     value = block.columns["value"]
     numbers = columns_lib.parse_numbers(value.values)
-    answer, answers = _answers(value, numbers)
+    answer, texts = answers(value, numbers=numbers)
     told = np.flatnonzero((answer >= 0) & (index >= 0))  # few rows: only these need a code of their own
-    fused, pairs = columns_lib.combine([(index[told], codes), (answer[told], answers)])
+    fused, pairs = columns_lib.combine([(index[told], codes), (answer[told], texts)])
     index[told] = len(codes) + fused
     codes += [f"{code}//{text}" for code, text in pairs]
     part = EventPart(rows.time, index, codes, value.take(numbers, np.nan), rows.visit_id)
@@ -263,7 +231,7 @@ def _read_rows(block: Block, known: _Known) -> _Rows:
     visit = block.hashed_ids("encounter")
     is_day = block.is_date_only("time")
     if is_day.any():
-        time = np.where(is_day, _within_encounter(time, *known.encounters.find(visit)), time)
+        time = np.where(is_day, _within_encounter(time, visit, known.encounters), time)
     return _Rows(subject, visit, time)
 
 
@@ -271,19 +239,22 @@ def _known_subject(block: Block, known: _Known) -> np.ndarray:
     column = block.columns["patient"]
     ids = columns_lib.hash_values(column.values)
     block.reject("no_patient", ~column.take(ids >= 0, False))
-    block.reject("unknown_patient", ~column.take(known.patients.has(ids), False))
+    block.reject("unknown_patient", column.take(known.patients.position(ids) < 0, True))
     return column.take(ids, -1)
 
 
-def _within_encounter(day: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+def _within_encounter(day: np.ndarray, visit: np.ndarray, encounters: Encounters) -> np.ndarray:
     """Time of an event known by its day, given its encounter: the moment of the encounter nearest to that midnight.
 
     Synthea writes such days in local time and encounters in UTC, so the day may be the one before or after. Midnight
     itself would put a diagnosis before the encounter that made it, or after one that had ended. Where the encounter
     does not touch the day in any time zone (UTC-12 to UTC+14), midnight stays.
     """
-    stop = np.where(stop == STATIC_TIME, start, stop)
-    touches = (start != STATIC_TIME) & (day != STATIC_TIME)
+    if not len(encounters.ids):
+        return day
+    at = encounters.position(visit)
+    start, stop = encounters.start[at], np.maximum(encounters.start[at], encounters.end[at])  # no end: STATIC_TIME
+    touches = (at >= 0) & (day != STATIC_TIME)
     touches &= (start < day + 36 * _HOUR) & (stop >= day - 14 * _HOUR)
     return np.where(touches, np.clip(day, start, stop), day)
 
@@ -294,17 +265,6 @@ def _observation_code(code: str, is_vital: bool) -> str:
     # Causes of death are SNOMED; quality-of-life scores (QALY, DALY, QOLS) are the generator's own.
     system = "LOINC" if is_loinc else "SNOMED" if code.isdigit() else "SYNTHEA"
     return f"{'VITAL' if is_vital or code in VITAL_LOINC else 'LAB'}//{system}//{code}"
-
-
-def _answers(value: columns_lib.Column, numbers: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Short texts among the values ("Never smoker"), as an (index, texts) column; -1 for numbers, prose and nothing."""
-    is_text = np.isnan(numbers) & columns_lib.has_value(value.values)
-    if is_text.any():
-        is_text &= pc.less_equal(pc.utf8_length(value.values), _MAX_TEXT).to_numpy(zero_copy_only=False)
-    chosen = np.flatnonzero(is_text)
-    position = np.full(len(numbers), -1, np.int32)
-    position[chosen] = np.arange(len(chosen))
-    return value.take(position, -1), [_segment(text) for text in value.values.take(chosen).to_pylist()]
 
 
 def _descriptions(block: Block, index: np.ndarray, codes: Sequence[str], described: set[str]) -> dict[str, str]:
@@ -318,17 +278,3 @@ def _descriptions(block: Block, index: np.ndarray, codes: Sequence[str], describ
     found = {codes[int(i)]: text for i, text in reversed(pairs) if text and codes[int(i)]}
     described.update(found)
     return found
-
-
-def _where_named(index: np.ndarray, codes: Sequence[str]) -> np.ndarray:
-    """The index with -1 where the code is empty."""
-    return np.where(np.array([bool(code) for code in codes], bool)[index], index, np.int32(-1))
-
-
-def _code_where(mask: np.ndarray) -> np.ndarray:
-    return np.where(mask, np.int32(0), np.int32(-1))
-
-
-def _segment(text: str) -> str:
-    """A text fit to be one `//` segment of a code."""
-    return " ".join(text.replace("//", "/").split())

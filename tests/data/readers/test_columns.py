@@ -3,7 +3,7 @@ import datetime as dt
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ehrjax.data.events import STATIC_TIME
@@ -70,6 +70,7 @@ def test_no_time_is_guessed(text):
     assert times[1] == STATIC_TIME
 
 
+@settings(deadline=None)
 @given(st.lists(st.datetimes(min_value=dt.datetime(1, 1, 2)), min_size=1, max_size=5), st.integers(-1439, 1439))
 def test_mixed_times_agree_with_the_standard_library(stamps, minutes):
     zone = dt.timezone(dt.timedelta(minutes=minutes))
@@ -131,6 +132,7 @@ def test_hash_ids_are_stable():
     assert len(columns_lib.hash_ids([])) == 0
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(-1, 3), st.integers(-1, 2)), max_size=20))
 def test_combine_names_every_row_by_its_tuple(rows):
     first, second = np.array(rows, np.int32).reshape(-1, 2).T
