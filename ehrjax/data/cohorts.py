@@ -1,8 +1,11 @@
 """Cohorts: index times, who is at risk, outcome windows and censoring, for whole shards at a time.
 
 For each candidate index time t of a patient:
-1. eligible: alive at t, enough of a record, at risk. Uses nothing that is recorded after t.
-2. drawn: at most n a patient, by a hash of (seed, patient, t), before anything of the outcome is looked at.
+1. eligible: alive at t, enough of a record, at risk. Uses nothing that is recorded after t. Where the data set's end
+   ends all follow-up, t must also leave room for the window: a later t would be kept only if it turned out positive.
+2. drawn: at most n a patient. Each t is taken by its own hash of (seed, patient, t), and the first n taken count, so
+   the draw does not look ahead either. (One of all eligible visits, uniformly, would: whoever falls ill or dies has
+   few of them, all shortly before. On simulated patients that doubles the prevalence.) Some patients get no row.
 3. labelled: positive where the outcome is in (t + gap, t + gap + horizon]; negative where the patient was followed to
    the window's end, or died in it; otherwise censored, and left out.
 `Labels.flow` counts what became of every candidate.
@@ -31,7 +34,7 @@ from ehrjax.data.vocab import count_codes
 
 __all__ = ["Labels", "fit_outputs", "make_labels", "next_visit_values"]
 
-ELIGIBILITY = ("no_record", "dead", "short_history", "few_visits", "in_stay", "not_at_risk")
+ELIGIBILITY = ("no_record", "dead", "short_history", "few_visits", "in_stay", "not_at_risk", "too_late")
 OUTCOME_LOSSES = ("outcome_in_gap", "censored")
 
 
@@ -46,7 +49,7 @@ class _Plan(NamedTuple):
     is_discharge: np.ndarray
     column: np.ndarray  # int64 [num_codes + 1], output of each code, -1 = none; the last entry serves code -1
     names: tuple[str, ...]
-    data_end: int
+    data_end: int | None  # seconds; None where each patient's own record ends the follow-up
 
 
 class _Record(NamedTuple):
@@ -79,7 +82,8 @@ def make_labels(store, task: Task | str, *, seed: int = 0, train_subjects: np.nd
     """
     task = get_task(task) if isinstance(task, str) else task
     plan = _resolve(store, task, train_subjects)
-    labels = concatenate([_label_shard(shard, plan, seed) for shard in store.shards])
+    share = _draw_share(store, plan)
+    labels = concatenate([_label_shard(shard, plan, seed, share) for shard in store.shards])
     if not len(labels.times):
         flow = ", ".join(f"{key} {n:,}" for key, n in labels.flow.items() if n)
         raise ValueError(f"task {task.name!r} has no labelled row in this store ({flow}).{_advice(plan, labels.flow)}")
@@ -89,7 +93,9 @@ def make_labels(store, task: Task | str, *, seed: int = 0, train_subjects: np.nd
 def _advice(plan: _Plan, flow: dict[str, int]) -> str:
     if not flow["index_times"] and plan.task.index in ("admission", "discharge"):
         return f" It has no visit of class {', '.join(plan.task.stay_classes)} and no admission events."
-    if flow["censored"] and plan.task.follow_up == "last_event":
+    if flow["not_drawn"] and not flow["subjects_drawn"]:
+        return " No index time was drawn: take another seed, or index='every_visit'."
+    if flow["censored"] and plan.data_end is None:
         return " If the extract is complete, follow_up='dataset_end' counts patients as observed until its end."
     return ""
 
@@ -119,7 +125,7 @@ def _resolve(store, task: Task, train_subjects) -> _Plan:
         is_discharge=match_codes(DISCHARGE_CODES, codes),
         column=column,
         names=names,
-        data_end=int(store.manifest["last_time"]) if task.follow_up == "dataset_end" else 0,
+        data_end=int(store.manifest["last_time"]) if task.follow_up == "dataset_end" else None,
     )
 
 
@@ -130,9 +136,7 @@ def fit_outputs(store, task: Task, train_subjects: np.ndarray | None) -> tuple[n
     names. Raises ValueError where the task has no such outputs, or the train patients none of the codes.
     """
     if task.outcome not in ("next_codes", "next_class"):
-        raise ValueError(
-            f"task {task.name!r} has outcome {task.outcome!r}; it must be next_codes or next_class."
-        )
+        raise ValueError(f"task {task.name!r} has outcome {task.outcome!r}; it must be next_codes or next_class.")
     if train_subjects is None:
         raise ValueError(f"task {task.name!r} fits its outputs on train: pass train_subjects (their ids).")
     is_class = task.outcome == "next_class"
@@ -164,16 +168,11 @@ def _count_classes(store, train_subjects) -> np.ndarray:
 # One shard
 
 
-def _label_shard(shard, plan: _Plan, seed: int) -> Labels:
-    record = _open_record(shard, plan)
-    candidates = _candidates(record, plan.task)
-    flow = {"subjects": len(shard.subject_ids), "subjects_with_visits": int((np.diff(shard.visit_offsets) > 0).sum())}
-    flow["index_times"] = len(candidates.rows)
-
-    candidates = _drop(candidates, _eligibility(record, plan, candidates), ELIGIBILITY, flow)[0]
-    flow["eligible"] = len(candidates.rows)
-    candidates = candidates.take(_draw(shard, plan.task, candidates, seed))
+def _label_shard(shard, plan: _Plan, seed: int, share: float) -> Labels:
+    record, candidates, flow = _eligible(shard, plan)
+    candidates = candidates.take(_draw(shard, plan.task, candidates, seed, share))
     flow["not_drawn"] = flow["eligible"] - len(candidates.rows)
+    flow["subjects_drawn"] = len(np.unique(candidates.rows))
 
     values, end_times, losses = _outcomes(record, plan, candidates)
     reasons = (*OUTCOME_LOSSES, "no_next_visit", "unknown_class", "no_end")
@@ -195,6 +194,17 @@ def _label_shard(shard, plan: _Plan, seed: int) -> Labels:
     )
 
 
+def _eligible(shard, plan: _Plan) -> tuple[_Record, _Candidates, dict[str, int]]:
+    record = _open_record(shard, plan)
+    candidates = _candidates(record, plan.task)
+    flow = {"subjects": len(shard.subject_ids), "subjects_with_visits": int((np.diff(shard.visit_offsets) > 0).sum())}
+    flow["index_times"] = len(candidates.rows)
+    candidates = _drop(candidates, _eligibility(record, plan, candidates), ELIGIBILITY, flow)[0]
+    flow["eligible"] = len(candidates.rows)
+    flow["subjects_eligible"] = len(np.unique(candidates.rows))
+    return record, candidates, flow
+
+
 def _drop(candidates: _Candidates, failures: dict[str, np.ndarray], reasons, flow) -> tuple[_Candidates, np.ndarray]:
     """Candidates that fail nothing, and the mask of them; each loss is counted under its first reason."""
     keep = np.ones(len(candidates.rows), bool)
@@ -211,7 +221,7 @@ def _open_record(shard, plan: _Plan) -> _Record:
     heard = line.known != NEVER
     follow_up = np.asarray(shard.death).copy()  # NULL_TIME, the lowest, where alive
     np.maximum.at(follow_up, line.visit_rows, line.last)
-    if plan.task.follow_up == "dataset_end":
+    if plan.data_end is not None:
         follow_up[:] = plan.data_end
     known = SortedTimes(line.visit_rows[heard], line.known[heard])
     return _Record(shard, line, known, follow_up, *_stays(shard, line, plan))
@@ -269,6 +279,8 @@ def _eligibility(record: _Record, plan: _Plan, candidates: _Candidates) -> dict[
     }
     if task.index == "discharge":
         failures["in_stay"] = _in_stay(record, rows, times)
+    if plan.data_end is not None and task.has_window:
+        failures["too_late"] = _window(task, times)[1] > plan.data_end
     return failures
 
 
@@ -296,14 +308,25 @@ def _in_stay(record: _Record, rows, times) -> np.ndarray:
     return begun > SortedTimes(record.stay_rows[ended], record.stay_end[ended]).count_until(rows, times)
 
 
-def _draw(shard, task: Task, candidates: _Candidates, seed: int) -> np.ndarray:
-    """Rows to keep (sorted): the patient's n lowest hashes of (seed, subject, t)."""
-    most = 1 if task.index == "random_visit" else task.max_rows_per_patient
-    if most is None:
+def _draw_share(store, plan: _Plan) -> float:
+    """Chance of each eligible index time to be taken: twice the rows wanted over the mean number a patient has.
+
+    Twice, so that most patients get a row. The mean is rounded to a power of two: a few patients more change nothing.
+    """
+    if plan.task.row_limit is None:
+        return 1.0
+    flows = [_eligible(shard, plan)[2] for shard in store.shards]
+    rows, subjects = (sum(flow[key] for flow in flows) for key in ("eligible", "subjects_eligible"))
+    return min(1.0, 2 * plan.task.row_limit / 2 ** round(np.log2(max(rows, 1) / max(subjects, 1))))
+
+
+def _draw(shard, task: Task, candidates: _Candidates, seed: int, share: float) -> np.ndarray:
+    """Positions of the candidates taken: a patient's first n whose hash of (seed, subject, t) is below `share`."""
+    if task.row_limit is None:
         return np.arange(len(candidates.rows))
     draws = hash_uniform(seed, np.asarray(shard.subject_ids)[candidates.rows], candidates.times)
-    order = np.lexsort((draws, candidates.rows))
-    return np.sort(order[rank_in_group(candidates.rows[order]) < most])
+    taken = np.flatnonzero(draws < share)
+    return taken[rank_in_group(candidates.rows[taken]) < task.row_limit]
 
 
 # Outcomes: what comes after t
@@ -326,8 +349,7 @@ def _outcomes(record: _Record, plan: _Plan, candidates: _Candidates):
 
 def _window_outcome(record: _Record, plan: _Plan, rows, times):
     death = np.asarray(record.shard.death)
-    begin = times + round(plan.task.gap_days * DAY)
-    end = begin + round(plan.task.horizon_days * DAY)
+    begin, end = _window(plan.task, times)
     if plan.task.outcome == "codes":
         outcome = SortedTimes(*events_of_codes(record.shard, plan.is_outcome, record.line.visit_rows))
     elif plan.task.outcome == "stay":
@@ -337,9 +359,14 @@ def _window_outcome(record: _Record, plan: _Plan, rows, times):
     in_gap = outcome.next_after(rows, times) <= begin
     died = np.where(death == NULL_TIME, NEVER, death)[rows]
     positive = outcome.next_after(rows, begin) <= end
-    observed = (record.follow_up[rows] >= end) | (died <= end)
+    observed = (record.follow_up[rows] >= end) | (died <= end)  # with data_end, eligibility has seen to it
     losses = {"outcome_in_gap": in_gap | (died <= begin), "censored": ~positive & ~observed}
     return positive.astype(np.float32)[:, None], end, losses
+
+
+def _window(task: Task, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    begin = times + round(task.gap_days * DAY)
+    return begin, begin + round(task.horizon_days * DAY)
 
 
 def next_visit_values(shard, column: np.ndarray, names, task: Task, visits: np.ndarray):

@@ -78,7 +78,7 @@ class Task:
     washout_days: float = math.inf
     min_history_days: float = 0.0
     min_visits: int = 1
-    max_rows_per_patient: int | None = None  # drawn by hash; random_visit always draws one
+    max_rows_per_patient: int | None = None  # drawn by hash; random_visit draws at most one
     follow_up: str = "last_event"
     stay_classes: tuple[str, ...] = INPATIENT_CLASSES
     num_codes: int = 100  # outputs of "next_codes": the most frequent diagnoses of the train patients
@@ -104,6 +104,16 @@ class Task:
     def kind(self) -> str:
         """binary, multilabel, multiclass or regression."""
         return KIND_OF_OUTCOME[self.outcome]
+
+    @property
+    def has_window(self) -> bool:
+        """Whether the outcome is looked for in a time window (else at the next visit, or at the stay's end)."""
+        return self.kind == "binary"
+
+    @property
+    def row_limit(self) -> int | None:
+        """Most rows of one patient."""
+        return 1 if self.index == "random_visit" else self.max_rows_per_patient
 
 
 def get_task(name: str) -> Task:

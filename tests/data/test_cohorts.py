@@ -33,8 +33,8 @@ def visit(subject, number, start, end, *codes, kind="ambulatory"):
 
 
 def labels_of(tmp_path, events, task, **options):
-    """Index day -> value, and the flow."""
-    labels = make_labels(make_store(tmp_path, events), task, **options)
+    """Index day -> value, and the flow; someone else's visit on day 2000 makes the data set end then."""
+    labels = make_labels(make_store(tmp_path, events + visit(1000, 0, 2000, 2000)), task, **options)
     days = (labels.times - seconds(day(0))) / DAY
     return dict(zip(days.tolist(), labels.values[:, 0].tolist(), strict=True)), labels.flow
 
@@ -67,7 +67,7 @@ def test_patient_without_visits_beside_others_is_counted_not_labelled(tmp_path):
     events = [*visit(1, 1, 0, 0, ("D1", 10)), (2, None, "GENDER//F", None, None)]
     found, flow = labels_of(tmp_path, events, ONSET)
     assert found == {0: 1}
-    assert (flow["subjects"], flow["subjects_with_visits"]) == (2, 1)
+    assert (flow["subjects"], flow["subjects_with_visits"]) == (3, 2)
 
 
 # Windows and censoring
@@ -101,12 +101,20 @@ def test_outcome_at_t_is_prevalent_and_after_t_is_not(tmp_path):
     assert flow["not_at_risk"] == 1
 
 
-@pytest.mark.parametrize(("follow_up", "expected"), [("last_event", {}), ("dataset_end", {0: 0})])
-def test_negative_needs_follow_up(tmp_path, follow_up, expected):
-    events = visit(1, 1, 0, 0, ("A", 0)) + visit(2, 1, 100, 100, ("D1", 400))
-    found, flow = labels_of(tmp_path, events, replace(ONSET, follow_up=follow_up))
-    assert found == {100: 1} | expected
-    assert flow["censored"] == 1 - len(expected)
+def test_negative_needs_follow_up_to_the_windows_end(tmp_path):
+    events = visit(1, 1, 0, 0, ("A", 0)) + visit(2, 1, 100, 100, ("A", 100 + 365)) + visit(3, 1, 200, 200, ("D1", 400))
+    found, flow = labels_of(tmp_path, events, replace(ONSET, follow_up="last_event"))
+    assert found == {100: 0, 200: 1}
+    assert (flow["censored"], flow["too_late"]) == (2, 0)  # days 0 and 2000
+
+
+def test_window_beyond_the_data_is_no_index_time_whatever_the_outcome(tmp_path):
+    """Keeping only the rows that turned out positive there would raise the prevalence."""
+    events = visit(1, 1, 0, 0, ("A", 0)) + visit(2, 1, 1635, 1635, ("D1", 1700)) + visit(3, 1, 1636, 1636, ("D1", 1700))
+    events += [*visit(4, 1, 1640, 1640), (4, day(1700), "MEDS_DEATH", None, None)]
+    found, flow = labels_of(tmp_path, events, ONSET)
+    assert found == {0: 0, 1635: 1}
+    assert (flow["censored"], flow["too_late"]) == (0, 3)  # days 1636, 1640, 2000
 
 
 def test_death_in_the_window_closes_it(tmp_path):
@@ -125,7 +133,7 @@ def test_washout_frees_after_its_time(tmp_path):
 def test_static_excluding_code_is_prevalent_at_all_times(tmp_path):
     events = [*visit(1, 1, 0, 0, ("D1", 3)), (1, None, "X", None, None), *visit(2, 1, 0, 0, ("D1", 3))]
     _, flow = labels_of(tmp_path, events, ONSET)
-    assert (flow["not_at_risk"], flow["kept"]) == (1, 1)
+    assert (flow["not_at_risk"], flow["kept"], flow["positives"]) == (1, 1, 1)
 
 
 # Tasks
@@ -225,18 +233,47 @@ def test_fitted_outputs_need_train_patients(tmp_path):
 
 
 def many_patients(num_visits=8):
-    return [
-        e for s in range(40) for v in range(num_visits) for e in visit(s, v, 10 * v, 10 * v, ("A", 10 * v))
-    ] + visit(99, 0, 0, 0, ("D1", 900))
+    """40 patients with a visit every ten days; data until day 2000."""
+    regular = [e for s in range(40) for v in range(num_visits) for e in visit(s, v, 10 * v, 10 * v)]
+    return regular + visit(99, 0, 2000, 2000, ("D1", 2000))
 
 
-def test_random_visit_draws_one_a_patient_and_by_seed(tmp_path):
+def test_tiny_cohort_with_nothing_drawn_says_what_to_do(tmp_path):
+    store = make_store(tmp_path, many_patients(num_visits=16)[: 2 * 16] + visit(99, 0, 2000, 2000, ("D1", 2000)))
+    messages = []
+    for seed in range(30):
+        try:
+            make_labels(store, replace(ONSET, index="random_visit"), seed=seed)
+        except ValueError as error:
+            messages.append(str(error))
+    assert 0 < len(messages) < 30
+    assert all("take another seed, or index='every_visit'" in message for message in messages)
+
+
+def test_random_visit_draws_at_most_one_a_patient_by_seed(tmp_path):
     store = make_store(tmp_path, many_patients())
     task = replace(ONSET, index="random_visit")
     one, same, other = (make_labels(store, task, seed=seed) for seed in (0, 0, 1))
-    assert one.subject_ids.tolist() == [*range(40), 99]
+    assert len(np.unique(one.subject_ids)) == len(one.subject_ids) > 25
     assert one.times.tolist() == same.times.tolist() != other.times.tolist()
-    assert len(np.unique(one.times)) == 8  # each of the visits is drawn by someone
+    assert len(np.unique(one.times)) > 4
+    assert one.flow["subjects_drawn"] == one.flow["kept"] == len(one.times)
+
+
+def rows_of(labels):
+    return set(zip(labels.subject_ids.tolist(), labels.times.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("task", [replace(ONSET, index="random_visit"), replace(ONSET, max_rows_per_patient=2)])
+def test_draw_does_not_look_ahead(tmp_path, task):
+    """Up to an outcome or death on day 65, the same visits are drawn as without it."""
+    events = many_patients(num_visits=8)
+    ended = [e for e in events if e[0] == 99 or e[1] < day(65)]
+    ended += [(s, day(65), ("D1", "MEDS_DEATH")[s % 2], None, None) for s in range(40)]
+    whole, cut = (rows_of(make_labels(make_store(tmp_path / n, e), task)) for n, e in (("a", events), ("b", ended)))
+    early = {row for row in whole if row[1] < seconds(day(65))}
+    assert len(early) > 20
+    assert {row for row in cut if row[1] < seconds(day(65))} == early
 
 
 def test_shards_do_not_change_the_labels(tmp_path):
@@ -253,10 +290,11 @@ def test_at_most_n_rows_a_patient_and_never_by_outcome(tmp_path):
     task = replace(ONSET, max_rows_per_patient=3)
     plain = make_labels(make_store(tmp_path / "a", events), task)
     changed = make_labels(make_store(tmp_path / "b", with_outcome), task)
-    assert np.bincount(plain.subject_ids)[:40].tolist() == [3] * 40
+    assert np.bincount(plain.subject_ids)[:40].max() == 3
+    assert len(plain.subject_ids) > 90
     assert changed.subject_ids.tolist() == plain.subject_ids.tolist()
     assert changed.times.tolist() == plain.times.tolist()
-    assert changed.values.sum() == 60
+    assert changed.values.sum() == (plain.subject_ids % 2 == 0).sum()
 
 
 # Against a loop over patients
@@ -354,10 +392,13 @@ def reference_labels(store, task):
                 continue
             begin = t + task.gap_days * DAY
             end = begin + task.horizon_days * DAY
+            data_end = store.manifest["last_time"]
+            if task.follow_up == "dataset_end" and end > data_end:
+                continue
             if any(t < at <= begin for at in outcomes) or (dead is not None and t < dead <= begin):
                 continue
             last = max([at for _, at in events] + [v[1] for v in visits] + ([dead] if dead is not None else []))
-            followed = store.manifest["last_time"] if task.follow_up == "dataset_end" else last
+            followed = data_end if task.follow_up == "dataset_end" else last
             if any(begin < at <= end for at in outcomes):
                 rows[subject, t] = 1.0
             elif followed >= end or (dead is not None and begin < dead <= end):
@@ -387,7 +428,7 @@ def test_engine_equals_a_loop_over_patients(events, task):
 
 def check_flow(flow):
     """Every candidate is in exactly one place of the flow."""
-    lost = ("no_record", "dead", "short_history", "few_visits", "in_stay", "not_at_risk")
+    lost = ("no_record", "dead", "short_history", "few_visits", "in_stay", "not_at_risk", "too_late")
     assert flow["index_times"] == flow["eligible"] + sum(flow[reason] for reason in lost)
     after = ("not_drawn", "outcome_in_gap", "censored", "no_next_visit", "unknown_class", "no_end")
     assert flow["eligible"] == flow["kept"] + sum(flow[reason] for reason in after)
