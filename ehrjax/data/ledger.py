@@ -39,8 +39,7 @@ def make_report(summaries: Sequence[ShardSummary], spill: Spill, settings: dict[
         "settings": settings,
         "visits_per_patient": describe_counts(visits_per_patient),
         "codes_per_visit": describe_counts(merge_counts([s.codes_per_visit for s in summaries])),
-        "first_time": iso_time(min(s.first_time for s in summaries)),
-        "last_time": iso_time(max(s.last_time for s in summaries)),
+        **{name: iso_time(seconds) for name, seconds in time_range(summaries).items()},
     }
 
 
@@ -87,10 +86,20 @@ def describe_counts(counted: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
     return {"mean": round(float(values @ counts / cumulative[-1]), 3), **summary}
 
 
-def iso_time(seconds: int) -> str | None:
+def time_range(summaries: Sequence[ShardSummary]) -> dict[str, int | None]:
+    """`first_time` and `last_time` (seconds since 1970) of visits and deaths, None where there are none."""
+    first, last = min(s.first_time for s in summaries), max(s.last_time for s in summaries)
+    return {"first_time": first, "last_time": last} if first <= last else {"first_time": None, "last_time": None}
+
+
+def iso_time(seconds: int | None) -> str | None:
     """Seconds since 1970 as text, None outside the years that a date can have."""
     try:
-        return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return (
+            None
+            if seconds is None
+            else (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
+        )
     except OverflowError:
         return None
 

@@ -69,7 +69,7 @@ class ShardSummary(NamedTuple):
     num_visits: int
     num_events: int  # events of visits
     num_kept: int  # events that survived cleaning: those of visits, static ones, births, deaths, ends of encounters
-    first_time: int  # seconds; of visits and deaths
+    first_time: int  # seconds; of visits and deaths, later than `last_time` where there are none
     last_time: int
     code_counts: np.ndarray  # int64 [num_codes], kept events
     kept_rows_per_file: np.ndarray  # int64 [num_files], source rows with a kept event
@@ -114,7 +114,7 @@ def make_shard(subject_id: np.ndarray, events: Events, plan: ShardPlan) -> tuple
     visits = assign_visits(dated, role.take(is_dated), strategy=plan.visits, window_hours=plan.window_hours)
     birth, death = _to_seconds(birth[present]), _to_seconds(death[present])
     shard = _lay_out(all_ids[present], birth, death, static, dated, visits, plan)
-    return shard, _summarise(shard, int(counts.sum()), counts, kept_rows_per_file, quarantined, quarantine_reason)
+    return shard, _summarise(shard, counts, kept_rows_per_file, quarantined, quarantine_reason)
 
 
 def save_shard(shard: Shard, folder: Path) -> None:
@@ -223,16 +223,22 @@ def _visit_classes(visit: np.ndarray, code: np.ndarray, role: np.ndarray, num_vi
     return classes
 
 
-def _summarise(shard, num_kept, code_counts, kept_rows_per_file, quarantined, quarantine_reason) -> ShardSummary:
-    visit_of_event = np.repeat(shard.visit_start, np.diff(shard.event_offsets))
-    times = [shard.visit_start, shard.visit_end, visit_of_event + shard.event_times]
+def _summarise(
+    shard: Shard,
+    code_counts: np.ndarray,
+    kept_rows_per_file: np.ndarray,
+    quarantined: np.ndarray,
+    quarantine_reason: np.ndarray,
+) -> ShardSummary:
+    start_of_event = np.repeat(shard.visit_start, np.diff(shard.event_offsets))
+    times = [shard.visit_start, shard.visit_end, start_of_event + shard.event_times]
     times.append(shard.death[shard.death != NULL_TIME])
     return ShardSummary(
         digest=shard_digest(shard),
         num_subjects=len(shard.subject_ids),
         num_visits=len(shard.visit_start),
         num_events=len(shard.event_codes),
-        num_kept=num_kept,
+        num_kept=int(code_counts.sum()),
         first_time=min(int(t.min(initial=np.iinfo(np.int64).max)) for t in times),
         last_time=max(int(t.max(initial=NULL_TIME)) for t in times),
         code_counts=code_counts,

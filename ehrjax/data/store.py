@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from ehrjax.data.clean import code_roles
 from ehrjax.data.events import EventBatch, type_ranks
-from ehrjax.data.ledger import make_report, quarantine_table
+from ehrjax.data.ledger import make_report, quarantine_table, time_range
 from ehrjax.data.shards import NULL_TIME, Shard, ShardPlan, ShardSummary, load_shard, make_shard, save_shard, shard_of
 from ehrjax.data.spill import Renumbering, Spill, read_partition
 from ehrjax.data.visits import STRATEGIES
@@ -226,13 +226,18 @@ def _build_shards(
     build = partial(build_partition, folder, spill.renumbering(), plan)
     # Threads suffice: numpy and pandas let go of the interpreter lock, and processes take a second to start.
     with nullcontext(executor) if executor else ThreadPoolExecutor(_NUM_THREADS) as pool, ThreadPoolExecutor(1) as disk:
-        summaries, flushed = [], []
-        for summary in tqdm(pool.map(build, range(num_shards)), desc="shards", total=num_shards, disable=not progress):
-            # The disk takes one shard while the next are being sorted.
-            flushed.append(disk.submit(flush_to_disk, folder / "store" / _shard_name(len(summaries))))
-            summaries.append(summary)
-        for future in flushed:
-            future.result()
+        futures = [pool.submit(build, shard) for shard in range(num_shards)]
+        try:
+            summaries, flushed = [], []
+            for shard, future in enumerate(tqdm(futures, desc="sorting", unit=" shards", disable=not progress)):
+                summaries.append(future.result())
+                # The disk takes one shard while the next are being sorted.
+                flushed.append(disk.submit(flush_to_disk, folder / "store" / _shard_name(shard)))
+            for future in flushed:
+                future.result()
+        finally:
+            for future in futures:  # after an error or Ctrl-C, do not wait for those that have not begun
+                future.cancel()
     return summaries
 
 
@@ -274,8 +279,7 @@ def _manifest(
         "content_hash": digest.hexdigest(),
         "num_shards": len(summaries),
         **{name: report[name] for name in counts},
-        "first_time": min(s.first_time for s in summaries),
-        "last_time": max(s.last_time for s in summaries),
+        **time_range(summaries),
         "settings": asdict(settings),
         "source": source,
     }

@@ -4,7 +4,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 try:
@@ -27,7 +27,8 @@ def workspace(out: Path) -> Iterator[Path]:
         (folder / "store").mkdir(parents=True)
         lock = open(folder / "lock", "w")  # noqa: SIM115 - stays open and locked until the end
         if fcntl:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            with suppress(OSError):  # a file system without locks: what is killed there stays for the user to remove
+                fcntl.flock(lock, fcntl.LOCK_EX)
     try:
         yield folder
         with naming_the_folder(out):

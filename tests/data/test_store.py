@@ -76,6 +76,7 @@ def test_a_single_patient_without_visits(tmp_path):
     assert store.codes[shard.static_codes].tolist() == ["GENDER//F"]
     assert len(shard.visit_start) == len(shard.event_codes) == 0
     assert store.report["num_patients_with_visits"] == 0
+    assert store.manifest["last_time"] is store.report["last_time"] is None
 
 
 def test_a_patient_whose_events_were_all_dropped_is_not_in_the_store(tmp_path):
