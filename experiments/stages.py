@@ -1,6 +1,5 @@
 """The stages of a run in order: data, then each task (train, predict, baselines, oracle), then the report."""
 
-import dataclasses
 import fcntl
 import json
 import platform
@@ -17,11 +16,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ehrjax.data.batching import VisitBatches
-from ehrjax.evaluate import plots, report
+from ehrjax.evaluate import plots
 from ehrjax.evaluate.bags import bag_of_codes
 from ehrjax.evaluate.baselines import fit_baselines
-from ehrjax.evaluate.files import replaced
 from ehrjax.evaluate.predict import predict, write_predictions
+from ehrjax.evaluate.report import write_json, write_report
+from ehrjax.evaluate.tables import results_table
 from ehrjax.metrics.summary import best_threshold, evaluate
 from ehrjax.objectives.supervised import make_supervised_objective
 from ehrjax.train.loop import FitResult, fit
@@ -44,9 +44,9 @@ def run(config: ConfigDict, workdir: Path, *, command: str) -> dict[str, Any]:
         if done.exists():
             results = json.loads(done.read_text())
             print(f"{workdir}: this run is complete. Delete the folder, or name another --workdir, to run it again.\n")
-            print(report.results_table(results))
+            print(results_table(results))
             return results
-        _write_json(workdir / "environment.json", environment(command))
+        write_json(workdir / "environment.json", environment(command))
         data = prepare_data(config, workdir)
         plots.data_overview(workdir / "plots" / "data.png", data.stores[0])
         results = {"model": None, "data": data.report, "tasks": {}, "train": None}
@@ -131,8 +131,8 @@ def evaluate_task(
     workdir: Path,
 ) -> dict[str, Any]:
     """Test figures of the model, the baselines and the oracle, with intervals; writes predictions and plots."""
-    labels, test = parts["test"].labels, parts["test"]
-    kind, val = labels.kind, parts["val"].labels
+    labels, val = parts["test"].labels, parts["val"].labels
+    kind = labels.kind
     apply_fn = build.apply_fn(model)
     scores = {k: predict(apply_fn, trained.params, loaders[k].eval_batches(), kind=kind) for k in ("val", "test")}
     measure = bind(_measure, kind, val, labels, config)
@@ -157,18 +157,23 @@ def evaluate_task(
             baselines[baseline] = measure(fit_.scores)
             baseline_scores[baseline] = fit_.scores["test"]
     ceiling = oracle.evaluate_oracle(name, data.simulated, labels) if data.simulated else None
-    plots.task_plots(workdir / "plots", name, kind, labels.values, scores["test"], test.labels.mask, baseline_scores)
+    plots.task_plots(
+        workdir / "plots",
+        name,
+        kind,
+        labels.values,
+        scores["test"],
+        labels.mask,
+        baseline_scores,
+        names=labels.names,
+        threshold=threshold,
+    )
     sizes = {f"num_{k}": len(part.labels.times) for k, part in parts.items()}
     prevalence = float(labels.values[labels.mask].mean()) if kind in ("binary", "multilabel") else None
-    return {
-        "kind": kind,
-        **sizes,
-        "prevalence": prevalence,
-        "threshold": threshold,
-        "test": measure(scores),
-        "baselines": baselines,
-        "oracle": ceiling,
-    }
+    row = {"kind": kind, **sizes, "prevalence": prevalence, "threshold": threshold}
+    row |= {"test": measure(scores), "baselines": baselines, "oracle": ceiling}
+    plots.forest(workdir / "plots" / f"{name}_forest.png", row, title=name)
+    return row
 
 
 def _measure(kind: str, val, test, config: ConfigDict, scores: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -212,9 +217,9 @@ def _add_training(total: dict | None, trained: FitResult, batches: VisitBatches)
 
 def _finish(results: dict, config: ConfigDict, workdir: Path) -> dict[str, Any]:
     plots.training_curves(workdir / "plots" / "training.png", workdir / "metrics.jsonl")
-    report.write_report(workdir, results, build.config_dict(config))
-    _write_json(workdir / "results.json", results)
-    print(report.results_table(results))
+    write_report(workdir, results, build.config_dict(config))
+    write_json(workdir / "results.json", results)
+    print(results_table(results))
     print(f"\nwritten to {workdir}: results.json, report.html, predictions/, plots/, checkpoints/")
     return results
 
@@ -246,7 +251,7 @@ def _claim(workdir: Path, config: ConfigDict) -> None:
                 f"{workdir} holds a run of another config ({pairs}). Name another --workdir, or delete it."
             )
     else:
-        _write_json(path, new)
+        write_json(path, new)
 
 
 @contextmanager
@@ -260,8 +265,3 @@ def _only_run(workdir: Path) -> Iterator[None]:
                 f"another process is running in {workdir}: wait for it, or name another --workdir."
             ) from None
         yield
-
-
-def _write_json(path: Path, content: Any) -> None:
-    with replaced(path) as partial:
-        partial.write_text(json.dumps(content, indent=1, default=dataclasses.asdict))

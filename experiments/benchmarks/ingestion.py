@@ -9,12 +9,16 @@ read, check, clean, split by patient, make visits, sort, write, flush to disk.
 
 import argparse
 import json
+import os
+import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -61,20 +65,30 @@ def parse_seconds(files: list[Path]) -> float:
     return time.perf_counter() - start
 
 
-def run_measured(arguments: list[str]) -> tuple[float, float, str]:
-    """Wall seconds, peak memory (GB, resident, of the process and all its children together) and output."""
-    start = time.perf_counter()
+class Measured(NamedTuple):
+    """One child process: its seconds, and its peak resident memory with that of all its children."""
+
+    wall: float
+    cpu: float
+    peak_gb: float
+    output: str
+
+
+def run_measured(arguments: list[str]) -> Measured:
+    """Run Python with these arguments and measure it."""
+    start, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True)
     peak, done = [0], threading.Event()
     watcher = threading.Thread(target=_watch, args=(process.pid, peak, done))
     watcher.start()
     output, _ = process.communicate()
-    seconds = time.perf_counter() - start
+    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     done.set()
     watcher.join()
     if process.returncode:
         sys.exit(f"{' '.join(arguments)} failed with exit code {process.returncode}")
-    return seconds, peak[0] / 1e9, output
+    cpu = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
+    return Measured(wall, cpu, peak[0] / 1e9, output)
 
 
 def measure(folder: Path, work: Path, repeats: int) -> None:
@@ -84,22 +98,25 @@ def measure(folder: Path, work: Path, repeats: int) -> None:
     print(f"{len(files)} files, {size / 1e9:.2f} GB in {folder}")
     parse, build, peaks = [], [], []
     for i in range(repeats):
-        _, _, output = run_measured(["-m", "experiments.benchmarks.ingestion", f"--only-parse={folder}"])
-        parse.append(float(output))
+        parsed = run_measured(["-m", "experiments.benchmarks.ingestion", f"--only-parse={folder}"])
         out = work / f"store{i}"
-        arguments = ["-m", "ehrjax.data.build", "--source=synthea", f"--path={folder}", f"--out={out}"]
-        seconds, peak, _ = run_measured(arguments)
+        built = run_measured(["-m", "ehrjax.data.build", "--source=synthea", f"--path={folder}", f"--out={out}"])
         report = json.loads((out / "data_report.json").read_text())
+        parse.append(float(parsed.output))
         build.append(report["seconds"])
-        peaks.append(peak)
+        peaks.append(built.peak_gb)
         print(
-            f"run {i + 1}: parse {parse[-1]:6.2f} s   build {build[-1]:6.2f} s ({seconds:.2f} s with start of Python)"
-            f"   {report['rows_read'] / build[-1]:>9,.0f} rows/s   {build[-1] / parse[-1]:.2f}x parse   {peak:.2f} GB"
+            f"run {i + 1}: parse {parse[-1]:6.2f} s (CPU {parsed.cpu:.1f} s)   build {build[-1]:6.2f} s, of which "
+            f"reading {report['seconds_reading']:.2f} s (CPU {built.cpu:.1f} s, {built.wall:.1f} s with the start of "
+            f"Python)   {build[-1] / parse[-1]:.2f}x   {built.peak_gb:.2f} GB",
+            flush=True,
         )
+        shutil.rmtree(out)
     rows = report["rows_read"]
     print(
         f"best of {repeats}: {rows:,} rows, parse {min(parse):.2f} s, build {min(build):.2f} s: "
-        f"{rows / min(build):,.0f} rows/s, {min(build) / min(parse):.2f}x pyarrow's parse, peak {max(peaks):.2f} GB"
+        f"{rows / min(build):,.0f} rows/s, {min(build) / min(parse):.2f}x pyarrow's parse, peak {max(peaks):.2f} GB; "
+        f"load average now {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
     )
 
 
