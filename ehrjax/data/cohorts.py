@@ -125,7 +125,7 @@ def _resolve(store, task: Task, train_subjects) -> _Plan:
         is_discharge=match_codes(DISCHARGE_CODES, codes),
         column=column,
         names=names,
-        data_end=int(store.manifest["last_time"]) if task.follow_up == "dataset_end" else None,
+        data_end=(store.manifest["last_time"] or 0) if task.follow_up == "dataset_end" else None,
     )
 
 
