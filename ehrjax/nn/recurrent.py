@@ -30,11 +30,12 @@ def _lstm_forward(projected, kernel, mask, reverse):
         hidden, cell = carry
         projected_t, mask_t = inputs
         gates = _activate(projected_t + hidden @ kernel)
-        gate_in, gate_forget, candidate, gate_out = jnp.split(gates, 4, axis=-1)
+        gate_in, gate_forget, candidate, gate_out = gates
         new_cell = gate_forget * cell + gate_in * candidate
         keep = mask_t[:, None]
         cell = jnp.where(keep, new_cell, cell)
         hidden = jnp.where(keep, gate_out * jnp.tanh(new_cell), hidden)
+        # The gates stay four arrays: XLA's CPU code for joining them costs more than the gates themselves.
         return (hidden, cell), (hidden, cell, gates)
 
     start = jnp.zeros((projected.shape[1], kernel.shape[0]), projected.dtype)
@@ -48,29 +49,27 @@ def _lstm_backward(reverse, saved, d_hiddens):
 
     def step(carry, inputs):
         d_hidden, d_cell = carry
-        d_output, cell, previous_cell, gates_t, mask_t = inputs
-        gate_in, gate_forget, candidate, gate_out = jnp.split(gates_t, 4, axis=-1)
+        d_output, cell, previous_cell, (gate_in, gate_forget, candidate, gate_out), mask_t = inputs
         keep = mask_t[:, None]
         d_hidden = d_hidden + d_output
         d_new = jnp.where(keep, d_hidden, 0.0)
         tanh_cell = jnp.tanh(cell)
         d_new_cell = jnp.where(keep, d_cell, 0.0) + d_new * gate_out * (1.0 - tanh_cell * tanh_cell)
-        d_projected = jnp.concatenate(
-            [
-                d_new_cell * candidate * gate_in * (1.0 - gate_in),
-                d_new_cell * previous_cell * gate_forget * (1.0 - gate_forget),
-                d_new_cell * gate_in * (1.0 - candidate * candidate),
-                d_new * tanh_cell * gate_out * (1.0 - gate_out),
-            ],
-            axis=-1,
-        )
+        d_gates = [
+            d_new_cell * candidate * gate_in * (1.0 - gate_in),
+            d_new_cell * previous_cell * gate_forget * (1.0 - gate_forget),
+            d_new_cell * gate_in * (1.0 - candidate * candidate),
+            d_new * tanh_cell * gate_out * (1.0 - gate_out),
+        ]
+        d_projected = jnp.concatenate(d_gates, axis=-1)
         d_hidden = jnp.where(keep, d_projected @ transposed, d_hidden)
         return (d_hidden, jnp.where(keep, d_new_cell * gate_forget, d_cell)), d_projected
 
     start = jnp.zeros_like(hiddens[0])
     inputs = (d_hiddens, cells, _previous(cells, reverse), gates, mask)
     _, d_projected = jax.lax.scan(step, (start, start), inputs, reverse=not reverse)
-    d_kernel = jnp.einsum("vbh,vbg->hg", _previous(hiddens, reverse), d_projected)
+    width = kernel.shape[0]
+    d_kernel = _previous(hiddens, reverse).reshape(-1, width).T @ d_projected.reshape(-1, 4 * width)
     return d_projected, d_kernel, None
 
 
@@ -116,11 +115,9 @@ class Lstm(nn.Module):
         return jnp.where(mask[..., None], states, 0.0), states[0 if reverse else -1]
 
 
-def _activate(preactivations: Float[Array, "B 4*H"]) -> Float[Array, "B 4*H"]:
+def _activate(preactivations: Float[Array, "B 4*H"]) -> tuple[Float[Array, "B H"], ...]:
     gate_in, gate_forget, candidate, gate_out = jnp.split(preactivations, 4, axis=-1)
-    return jnp.concatenate(
-        [jax.nn.sigmoid(gate_in), jax.nn.sigmoid(gate_forget), jnp.tanh(candidate), jax.nn.sigmoid(gate_out)], axis=-1
-    )
+    return jax.nn.sigmoid(gate_in), jax.nn.sigmoid(gate_forget), jnp.tanh(candidate), jax.nn.sigmoid(gate_out)
 
 
 def _previous(states: Float[Array, "V B H"], reverse: bool) -> Float[Array, "V B H"]:
