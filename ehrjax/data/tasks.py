@@ -63,8 +63,9 @@ class Task:
     visit drawn at random or of every visit, the start or end of a hospital stay, or a birthday. `washout_days`
     (outcome "codes"): no outcome code in that time up to t; inf = never before. `exclude_codes`: none of them by t.
     `follow_up`: a patient is observed until the last event of the own record, or (complete extracts) until the end of
-    the data set; a negative needs observation to the window's end, or death within it. Raises ValueError for unknown
-    or contradictory settings.
+    the data set; a negative needs observation to the window's end, or death within it. The former must keep positives
+    among patients lost to follow-up and drop negatives, which raises the prevalence: prefer "dataset_end" where it is
+    true. Raises ValueError for unknown or contradictory settings.
     """
 
     name: str

@@ -3,14 +3,18 @@
 import math
 import tempfile
 from dataclasses import replace
+from datetime import UTC
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ehrjax.data.cohorts import make_labels
+from ehrjax.data.readers.meds import read_meds
+from ehrjax.data.store import write_store
 from ehrjax.data.tasks import TASKS, Task
 from ehrjax.data.timeline import NULL_TIME
 from tests.data.helpers import make_store, seconds
@@ -261,7 +265,7 @@ def test_random_visit_draws_at_most_one_a_patient_by_seed(tmp_path):
 
 
 def rows_of(labels):
-    return set(zip(labels.subject_ids.tolist(), labels.times.tolist(), strict=True))
+    return list(zip(labels.subject_ids.tolist(), labels.times.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("task", [replace(ONSET, index="random_visit"), replace(ONSET, max_rows_per_patient=2)])
@@ -295,6 +299,28 @@ def test_at_most_n_rows_a_patient_and_never_by_outcome(tmp_path):
     assert changed.subject_ids.tolist() == plain.subject_ids.tolist()
     assert changed.times.tolist() == plain.times.tolist()
     assert changed.values.sum() == (plain.subject_ids % 2 == 0).sum()
+
+
+# Real records
+
+
+def test_stays_of_real_admissions_equal_a_loop_over_the_files(tmp_path, shared_data):
+    folder = shared_data / "meds" / "aces_100"
+    expected = {}
+    for file in sorted(folder.rglob("*.parquet")):
+        opened = None
+        for row in pq.read_table(file).to_pylist():
+            if row["code"].startswith("ADMISSION//"):
+                opened = row["subject_id"], int(row["time"].replace(tzinfo=UTC).timestamp())
+            elif row["code"].startswith("DISCHARGE//") and opened and opened[0] == row["subject_id"]:
+                days = (row["time"].replace(tzinfo=UTC).timestamp() - opened[1]) / DAY
+                expected[opened] = np.log1p(days)
+                opened = None
+    labels = make_labels(write_store(read_meds(folder), tmp_path / "store", num_shards=3), "length_of_stay")
+    found = dict(zip(rows_of(labels), labels.values[:, 0].tolist(), strict=True))
+    assert found.keys() == expected.keys()
+    np.testing.assert_allclose([found[k] for k in expected], list(expected.values()), atol=1e-5)
+    check_flow(labels.flow)
 
 
 # Against a loop over patients
