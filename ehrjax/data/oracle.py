@@ -1,8 +1,8 @@
 """True probabilities of the simulator's outcomes, exact under its generative model.
 
 For a state s of the chain and h weeks to go, f(s, h) = sum over events e of p(e | s, age band) x [1 if e is the
-outcome, 0 if it is another death, f(s after e, h - 1) otherwise], solved backward from f(s, 0) = 0 as a sparse matrix
-product over all 41,216 states at once, with the age band of each coming week. Two forms:
+outcome, 0 if it is another death, f(s after e, h - 1) otherwise], solved backward from f(s, 0) = 0 by sparse matrix
+products over all states of a subtype and sex at once, with the age band of each coming week. Two forms:
 
 - `probability_latent` is f at the true state, subtype included.
 - `probability_recorded` is the mean of f over P(subtype | record): Bayes' rule on everything recorded up to the index
@@ -33,62 +33,71 @@ ORACLE_TASKS = {
 }
 
 
+_BLOCK = chain.STATES_A_SUBTYPE // len(chain.SEXES)  # states of one subtype and sex, which nobody leaves
+
+
 def probability_by_subtype(task: str, states: np.ndarray, age_weeks: np.ndarray) -> np.ndarray:
     """P(outcome within the task's horizon | state, subtype) for every subtype, float64 [n, 4].
 
     `states` (flat, int [n]) hold at the index time; `age_weeks` (int [n]) is the age in the week of the index time.
+    Raises KeyError for a task that is not in `ORACLE_TASKS`.
     """
     horizon = ORACLE_TASKS[task].horizon_weeks
-    rows = np.asarray(states)[:, None] % chain.STATES_A_SUBTYPE
-    rows = rows + np.arange(len(chain.SUBTYPES)) * chain.STATES_A_SUBTYPE
     next_week = np.asarray(age_weeks) + 1
     band = chain.bands_of(next_week)
     ends = np.append(chain.BAND_WEEKS, np.iinfo(np.int64).max)[band]
     weeks_left = np.minimum(ends - next_week, horizon)  # how many of the coming weeks lie in the present band
-    result = np.empty(rows.shape)
-    for b in np.unique(band):
-        here = np.flatnonzero((band == b) & (weeks_left == horizon))
-        result[here] = _one_band(task, int(b))[rows[here], horizon]
-        _fill_crossing(task, int(b), rows, np.where(band == b, weeks_left, horizon), result)
+    within = np.asarray(states) % _BLOCK
+    sex = np.asarray(states) // _BLOCK % len(chain.SEXES)
+    result = np.empty((len(within), len(chain.SUBTYPES)))
+    for present_band in np.unique(band):
+        for present_sex in np.unique(sex):
+            rows = np.flatnonzero((band == present_band) & (sex == present_sex))
+            for subtype in range(len(chain.SUBTYPES)):
+                block = subtype * len(chain.SEXES) + int(present_sex)
+                result[rows, subtype] = _solve(task, block, int(present_band), within[rows], weeks_left[rows])
     return result
 
 
-def _fill_crossing(task: str, band: int, rows, weeks_left, result) -> None:
-    """Fill `result` where the next band begins within the horizon, i.e. `weeks_left < horizon`."""
+def _solve(task: str, block: int, band: int, within: np.ndarray, weeks_left: np.ndarray) -> np.ndarray:
+    """f at the horizon for states of one block now in one band, of which `weeks_left` weeks are to come."""
     horizon = ORACLE_TASKS[task].horizon_weeks
+    result = _one_band(task, block, band)[within, horizon]
     crossing = np.flatnonzero(weeks_left < horizon)
     if not len(crossing):
-        return
-    matrix, outcome = _transitions(task, band)
+        return result
+    matrix, outcome = (part.astype(np.float32) for part in _transitions(task, block, band))  # half the time of float64
     # Column m starts as f with m weeks left at the moment of crossing and walks back into the younger band.
-    columns = _one_band(task, band + 1)[:, :horizon]
+    columns = _one_band(task, block, band + 1)[:, :horizon].astype(np.float32)
     for weeks in range(1, int(weeks_left[crossing].max()) + 1):
-        columns = matrix @ columns[:, : horizon - weeks + 1] + outcome[:, None]
+        columns = matrix @ columns[:, : horizon - weeks + 1]
+        columns += outcome[:, None]
         here = crossing[weeks_left[crossing] == weeks]
-        result[here] = columns[rows[here], horizon - weeks]
+        result[here] = columns[within[here], horizon - weeks]
+    return result
 
 
-@lru_cache(maxsize=4 * chain.NUM_BANDS)
-def _one_band(task: str, band: int) -> np.ndarray:
-    """f for 0..horizon weeks to go while all of them lie in one age band, float64 [NUM_STATES, horizon + 1]."""
-    matrix, outcome = _transitions(task, band)
-    values = np.zeros((ORACLE_TASKS[task].horizon_weeks + 1, chain.NUM_STATES))
+@lru_cache(maxsize=2 * chain.NUM_BANDS)
+def _one_band(task: str, block: int, band: int) -> np.ndarray:
+    """f for 0..horizon weeks to go while all of them lie in one age band, float64 [_BLOCK, horizon + 1]."""
+    matrix, outcome = _transitions(task, block, band)
+    values = np.zeros((ORACLE_TASKS[task].horizon_weeks + 1, _BLOCK))
     for weeks in range(1, len(values)):
         values[weeks] = matrix @ values[weeks - 1] + outcome
     return np.ascontiguousarray(values.T)
 
 
-def _transitions(task: str, band: int) -> tuple[sparse.csr_array, np.ndarray]:
-    """Weekly transition probabilities among states that go on, and the chance of the outcome from each state."""
-    tables = chain.build_chain()
-    probability = tables.probability[band]
+@lru_cache(maxsize=2 * chain.NUM_BANDS)
+def _transitions(task: str, block: int, band: int) -> tuple[sparse.csr_array, np.ndarray]:
+    """Weekly transition probabilities among a block's states that go on, and the chance of the outcome from each."""
+    tables, here = chain.build_chain(), slice(block * _BLOCK, (block + 1) * _BLOCK)
+    probability, target = tables.probability[band, here], tables.target[:, here] - block * _BLOCK
     ending = set(ORACLE_TASKS[task].events) | {chain.E_DEATH}
     goes_on = [event for event in range(chain.NUM_EVENTS) if event not in ending]
-    columns = [tables.target[chain.E_NONE], *(tables.target[event] for event in goes_on)]
-    weights = [1.0 - probability.sum(-1), *(probability[:, event] for event in goes_on)]
-    here = np.tile(np.arange(chain.NUM_STATES), len(columns))
-    shape = (chain.NUM_STATES, chain.NUM_STATES)
-    matrix = sparse.coo_array((np.concatenate(weights), (here, np.concatenate(columns))), shape).tocsr()
+    weights = np.concatenate([1.0 - probability.sum(-1), *(probability[:, event] for event in goes_on)])
+    columns = target[[chain.E_NONE, *goes_on]].ravel()
+    rows = np.tile(np.arange(_BLOCK), len(goes_on) + 1)
+    matrix = sparse.coo_array((weights, (rows, columns)), (_BLOCK, _BLOCK)).tocsr()
     matrix.eliminate_zeros()
     return matrix, probability[:, list(ORACLE_TASKS[task].events)].sum(-1)
 

@@ -51,7 +51,7 @@ STAY_EVENTS = (E_STAY_0, E_STAY_1, E_STAY_2)
 
 # Events a year, by age band: under 18, 18-29, 30-39, ..., 70-79, 80 and over.
 HAZARDS = {
-    "up": (0.010, 0.040, 0.070, 0.100, 0.130, 0.140, 0.140, 0.120),
+    "up": (0.040, 0.080, 0.110, 0.130, 0.150, 0.160, 0.160, 0.140),
     "obesity": (0.006, 0.016, 0.020, 0.022, 0.020, 0.014, 0.008, 0.004),
     "hypertension": (0.0005, 0.008, 0.018, 0.035, 0.055, 0.070, 0.080, 0.080),
     "kidney": (0.0001, 0.0005, 0.001, 0.003, 0.006, 0.013, 0.024, 0.035),
@@ -62,14 +62,14 @@ HAZARDS = {
     "death": (0.0002, 0.0005, 0.0008, 0.0015, 0.0035, 0.0080, 0.0210, 0.0700),
 }
 ENTRY_DIABETES = (0.0, 0.001, 0.002, 0.004, 0.007, 0.009, 0.009, 0.008)  # only for who has it when observation begins
-DIABETES_AGE = (0.2, 0.6, 0.8, 1.0, 1.1, 1.2, 1.1, 0.9)
-DIABETES_BY_GLYCAEMIA = (0.004, 0.025, 0.012, 0.100, 0.035, 0.350, 0.0)
-UP_FROM = (0.0, 0.8, 0.3, 0.8, 0.3, 0.0, 0.0)  # a year; from NORMAL by age (HAZARDS), from HIGH_RISK up is diabetes
-DOWN_FROM = (0.0, 0.4, 1.2, 0.4, 1.2, 0.9, 0.0)
+DIABETES_AGE = (0.5, 0.9, 0.95, 1.0, 1.05, 1.1, 1.1, 1.0)
+DIABETES_BY_GLYCAEMIA = (0.010, 0.035, 0.015, 0.160, 0.035, 0.420, 0.0)  # a year, by glycaemia
+UP_FROM = (0.0, 1.0, 0.27, 1.0, 0.27, 0.0, 0.0)  # a year; from NORMAL by age (HAZARDS), from HIGH_RISK up is diabetes
+DOWN_FROM = (0.0, 0.5, 1.5, 0.5, 1.5, 1.3, 0.0)
 
 BY_SUBTYPE = {
-    "up": (1.8, 1.1, 0.9, 0.5),
-    "diabetes": (1.8, 1.0, 0.8, 0.6),
+    "up": (1.6, 1.1, 0.9, 0.6),
+    "diabetes": (1.9, 1.0, 0.8, 0.5),
     "obesity": (1.8, 1.1, 0.8, 0.6),
     "hypertension": (1.2, 1.8, 0.9, 0.5),
     "kidney": (1.1, 1.8, 0.9, 0.5),

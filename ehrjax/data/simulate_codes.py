@@ -1,7 +1,6 @@
 """Code tables of the simulator: values of SNOMED CT, LOINC, RxNorm and CVX as Synthea's files use them.
 
-Code numbers and their short names only; how often each appears is set in `simulate_records`. Names hold no commas, as
-in Synthea's CSV files.
+Code numbers and short names, without commas, as in Synthea's CSV files; frequencies are set in `simulate_records`.
 """
 
 from typing import NamedTuple
@@ -283,21 +282,7 @@ PROCEDURES = _parse("""
 315124004 Human immunodeficiency virus viral load; 301807007 Removal of subcutaneous contraceptive;
 133899007 Postoperative care; 312681000 Bone density scan; 185087000 Notifications; 310417005 Certification procedure;
 313660005 Absolute CD4 count procedure; 386053000 Evaluation procedure; 167271000 Urine protein test;
-169690007 Rubella screening; 9564003 Complete blood count with white cell differential automated;
-33367005 Angiography of coronary artery; 415070008 Percutaneous coronary intervention;
-18286008 Catheter ablation of tissue of heart; 410006001 Digital examination of rectum; 18946005 Epidural anesthesia;
-698314001 Consultation for treatment; 395142003 Allergy screening test; 35025007 Manual pelvic examination;
-736169004 Post anesthesia care management; 46706006 Replacement of contraceptive intrauterine device;
-385798007 Radiation therapy care; 274031008 Rectal polypectomy;
-1004045004 Intravitreal injection of anti-vascular endothelial growth factor; 433236007 Transthoracic echocardiography;
-232717009 Coronary artery bypass grafting; 473220001 Hematologic disorder medication review;
-110467000 Pre-surgery testing; 709138001 Notification of treatment plan;
-1263416007 Removal of intrauterine contraceptive device; 306185001 Referral to cardiac surgery service;
-410538000 Scheduling; 410770002 Administration of anesthesia for procedure; 52765003 Intubation;
-392247006 Insertion of catheter into artery; 252482003 Stair-climbing test;
-243063003 Postoperative procedure education; 423475008 Heart failure education; 271280005 Removal of endotracheal tube;
-384700001 Injection of tetanus antitoxin; 302761001 Walking exercise test; 54550000 Electroencephalogram;
-473231009 Renal disorder medication review; 359672006 Median sternotomy
+169690007 Rubella screening; 9564003 Complete blood count with white cell differential automated
 """)
 
 THERAPIES = _parse("""

@@ -295,10 +295,10 @@ def _observations(visit: Visit, writer: _Writer) -> None:
     adult, moved = visit.age >= 15, np.isin(visit.event, (chain.E_UP, chain.E_DOWN, chain.E_DIABETES))
     routine, stay = _is(visit, paths.ENTRY, paths.WELLNESS, paths.FOLLOW_UP), _is(visit, paths.STAY)
     shares = {
-        "vitals": (codes.VITALS, np.where(routine | stay, 0.75, 0.25)),
+        "vitals": (codes.VITALS, np.where(routine | stay, 0.7, 0.15)),
         "glucose": (codes.GLUCOSE_LABS, np.where(moved, 1.0, np.where(routine & adult, 0.25, 0.0))),
-        "metabolic": (codes.METABOLIC_LABS, np.where(stay, 0.9, np.where(routine & adult, 0.22, 0.02))),
-        "lipids": (codes.LIPID_LABS, np.where(routine & adult, 0.2, 0.0)),
+        "metabolic": (codes.METABOLIC_LABS, np.where(stay, 0.9, np.where(routine & adult, 0.16, 0.02))),
+        "lipids": (codes.LIPID_LABS, np.where(routine & adult, 0.12, 0.0)),
         "count": (codes.BLOOD_COUNT_LABS, np.where(stay, 0.8, 0.05)),
         "surveys": (codes.SURVEYS, np.where(_is(visit, paths.WELLNESS) & adult, 0.3, 0.0)),
     }
