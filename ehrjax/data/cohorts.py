@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ehrjax.data.events import ENCOUNTER_PREFIX, code_type
 from ehrjax.data.labels import Labels, concatenate
+from ehrjax.data.next_visit import OUTCOMES, fit_outputs, next_visit_values, output_columns
 from ehrjax.data.splits import hash_uniform
 from ehrjax.data.tasks import ADMISSION_CODES, DISCHARGE_CODES, Task, get_task, match_codes
 from ehrjax.data.timeline import (
@@ -27,12 +27,10 @@ from ehrjax.data.timeline import (
     SortedTimes,
     Timeline,
     events_of_codes,
-    expand,
     rank_in_group,
 )
-from ehrjax.data.vocab import count_codes
 
-__all__ = ["Labels", "fit_outputs", "make_labels", "next_visit_values"]
+__all__ = ["Labels", "make_labels"]
 
 ELIGIBILITY = ("no_record", "dead", "short_history", "few_visits", "in_stay", "not_at_risk", "too_late")
 OUTCOME_LOSSES = ("outcome_in_gap", "censored")
@@ -73,15 +71,22 @@ class _Candidates(NamedTuple):
         return _Candidates(*(column[keep] for column in self))
 
 
-def make_labels(store, task: Task | str, *, seed: int = 0, train_subjects: np.ndarray | None = None) -> Labels:
+def make_labels(
+    store,
+    task: Task | str,
+    *,
+    seed: int = 0,
+    train_subjects: np.ndarray | None = None,
+    outputs: tuple[str, ...] | None = None,
+) -> Labels:
     """Label rows of a task for every patient of the store, sorted by (subject, time).
 
-    `train_subjects` are needed where outputs are fitted (next_codes, next_class): only they decide which codes or
-    classes are predicted. Raises ValueError with the cohort's flow where no row is left, or where no code of the
-    store matches the task's.
+    Where outputs are fitted (next_codes, next_class) only `train_subjects` decide which codes or classes are predicted;
+    for a second store, `outputs` are the `names` of the labels of the first. Raises ValueError with the cohort's flow
+    where no row is left, or where no code of the store matches the task's.
     """
     task = get_task(task) if isinstance(task, str) else task
-    plan = _resolve(store, task, train_subjects)
+    plan = _resolve(store, task, train_subjects, outputs)
     share = _draw_share(store, plan)
     labels = concatenate([_label_shard(shard, plan, seed, share) for shard in store.shards])
     if not len(labels.times):
@@ -103,7 +108,7 @@ def _advice(plan: _Plan, flow: dict[str, int]) -> str:
 # Resolving
 
 
-def _resolve(store, task: Task, train_subjects) -> _Plan:
+def _resolve(store, task: Task, train_subjects, outputs) -> _Plan:
     codes = [str(code) for code in store.codes]
     is_outcome = match_codes(task.codes, codes)
     if task.outcome == "codes" and not is_outcome.any():
@@ -112,8 +117,9 @@ def _resolve(store, task: Task, train_subjects) -> _Plan:
             f" ({', '.join(task.codes[:3])}, ...): give patterns of this data set's codes, as in codes.parquet."
         )
     column, names = np.full(len(codes) + 1, -1), (task.name,)
-    if task.outcome in ("next_codes", "next_class"):
-        column, names = fit_outputs(store, task, train_subjects)
+    if task.outcome in OUTCOMES:
+        names = outputs or fit_outputs(store, task, train_subjects)
+        column = output_columns(store, task, names)
     elif task.outcome == "stay_days":
         names = ("log1p_days",)
     return _Plan(
@@ -127,42 +133,6 @@ def _resolve(store, task: Task, train_subjects) -> _Plan:
         names=names,
         data_end=(store.manifest["last_time"] or 0) if task.follow_up == "dataset_end" else None,
     )
-
-
-def fit_outputs(store, task: Task, train_subjects: np.ndarray | None) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Outputs of "next_codes" or "next_class", by descending frequency among the train patients, ties by name.
-
-    Returns the output of each store code (int64 [num_codes + 1], -1 = none; the last entry serves code -1) and the
-    names. Raises ValueError where the task has no such outputs, or the train patients none of the codes.
-    """
-    if task.outcome not in ("next_codes", "next_class"):
-        raise ValueError(f"task {task.name!r} has outcome {task.outcome!r}; it must be next_codes or next_class.")
-    if train_subjects is None:
-        raise ValueError(f"task {task.name!r} fits its outputs on train: pass train_subjects (their ids).")
-    is_class = task.outcome == "next_class"
-    counts = (_count_classes if is_class else _count_diagnoses)(store, train_subjects)
-    found = sorted(np.flatnonzero(counts), key=lambda i: (-counts[i], str(store.codes[i])))
-    chosen = np.array(found if is_class else found[: task.num_codes], np.int64)
-    if not len(chosen):
-        what = "encounter class" if is_class else "diagnosis code"
-        raise ValueError(f"task {task.name!r}: the train patients have no {what}: take another task for this data.")
-    column = np.full(len(store.codes) + 1, -1)
-    column[chosen] = np.arange(len(chosen))
-    return column, tuple(str(store.codes[i]).removeprefix(ENCOUNTER_PREFIX) for i in chosen)
-
-
-def _count_diagnoses(store, train_subjects) -> np.ndarray:
-    is_diagnosis = np.array([code_type(str(code)) == "diagnosis" for code in store.codes], bool)
-    return count_codes(store, train_subjects) * is_diagnosis
-
-
-def _count_classes(store, train_subjects) -> np.ndarray:
-    counts = np.zeros(len(store.codes), np.int64)
-    for shard in store.shards:
-        chosen = np.repeat(np.isin(shard.subject_ids, train_subjects), np.diff(shard.visit_offsets))
-        classes = shard.visit_class[chosen]
-        counts += np.bincount(classes[classes >= 0], minlength=len(counts))
-    return counts
 
 
 # One shard
@@ -334,7 +304,7 @@ def _draw(shard, task: Task, candidates: _Candidates, seed: int, share: float) -
 
 def _outcomes(record: _Record, plan: _Plan, candidates: _Candidates):
     """Values [n, K], when they were settled (int64 [n]), and masks of the rows lost, by reason."""
-    if plan.task.outcome in ("next_codes", "next_class"):
+    if plan.task.outcome in OUTCOMES:
         start = SortedTimes(record.line.visit_rows, np.asarray(record.shard.visit_start))
         following = start.index_after(candidates.rows, candidates.times)
         values, end_times, has_value = next_visit_values(record.shard, plan.column, plan.names, plan.task, following)
@@ -367,23 +337,3 @@ def _window_outcome(record: _Record, plan: _Plan, rows, times):
 def _window(task: Task, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     begin = times + round(task.gap_days * DAY)
     return begin, begin + round(task.horizon_days * DAY)
-
-
-def next_visit_values(shard, column: np.ndarray, names, task: Task, visits: np.ndarray):
-    """Targets of "next_codes" and "next_class": values, when they were settled, and validity; visit -1 is none."""
-    exists = visits >= 0
-    shown = visits[exists]
-    if task.outcome == "next_class":
-        classes = np.full(len(visits), -1, np.int32)
-        classes[exists] = column[shard.visit_class[shown]]
-        settled = np.zeros(len(visits), np.int64)
-        settled[exists] = shard.visit_start[shown]
-        return np.maximum(classes, 0)[:, None], settled, classes >= 0
-    offsets = np.asarray(shard.event_offsets)
-    events, owner = expand(offsets[shown], offsets[shown + 1] - offsets[shown])
-    columns = column[shard.event_codes[events]]
-    values = np.zeros((len(visits), len(names)), np.float32)
-    values[np.flatnonzero(exists)[owner[columns >= 0]], columns[columns >= 0]] = 1
-    settled = np.zeros(len(visits), np.int64)
-    settled[exists] = shard.visit_end[shown]
-    return values, settled, exists

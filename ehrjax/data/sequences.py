@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse
 
-from ehrjax.data.cohorts import fit_outputs, next_visit_values
 from ehrjax.data.events import type_ranks
 from ehrjax.data.labels import Labels
+from ehrjax.data.next_visit import fit_outputs, next_visit_values, output_columns
 from ehrjax.data.tasks import Task, get_task
 from ehrjax.data.timeline import DAY, NEVER, NULL_TIME, YEAR, SortedTimes, Timeline, expand, rank_in_group
 from ehrjax.data.vocab import EncodeTable, Vocabulary
@@ -83,7 +83,8 @@ def build_visit_level_sequences(
     vocab: Vocabulary,
     task: Task | str,
     *,
-    train_subjects: np.ndarray,
+    train_subjects: np.ndarray | None = None,
+    outputs: tuple[str, ...] | None = None,
     max_visits: int = 50,
     max_codes: int = 512,
 ) -> tuple[VisitSequences, tuple[str, ...]]:
@@ -92,9 +93,11 @@ def build_visit_level_sequences(
     At visit v everything of visits 1..v is known, so the index time there is the latest event or end of these, and the
     target is the first visit that begins after it (overlapping visits are no target). A visit without one (the last)
     is masked; a patient without any is left out. For models that do not look ahead: not for bidirectional ones.
+    `train_subjects` and `outputs` are as in `make_labels`.
     """
     task = get_task(task) if isinstance(task, str) else task
-    column, names = fit_outputs(store, task, train_subjects)
+    names = outputs or fit_outputs(store, task, train_subjects)
+    column = output_columns(store, task, names)
     encoder = _make_encoder(store, vocab, max_visits, max_codes)
     parts, ids, times, values, masks = [], [], [], [], []
     for shard in store.shards:

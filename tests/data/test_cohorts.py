@@ -225,6 +225,15 @@ def test_classes_that_train_lacks_are_left_out(tmp_path):
     assert labels.values.dtype == np.int32
 
 
+def test_a_second_store_takes_the_outputs_of_the_first(tmp_path):
+    first = visit(1, 1, 0, 0, kind="a") + visit(1, 2, 1, 1, kind="b") + visit(1, 3, 2, 2, kind="b")
+    second = visit(2, 1, 0, 0, kind="z") + visit(2, 2, 1, 1, kind="a") + visit(2, 3, 2, 2, kind="z")
+    names = make_labels(make_store(tmp_path / "a", first), "next_visit_class", train_subjects=np.array([1])).names
+    labels = make_labels(make_store(tmp_path / "b", second), "next_visit_class", outputs=names)
+    assert (names, labels.names, labels.values.tolist()) == (("b", "a"), ("b", "a"), [[1]])
+    assert labels.flow["unknown_class"] == 1
+
+
 def test_fitted_outputs_need_train_patients(tmp_path):
     store = make_store(tmp_path, visit(1, 1, 0, 0))
     with pytest.raises(ValueError, match="pass train_subjects"):
