@@ -39,7 +39,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.tasks = ("diabetes_onset",)
     # Tried in this order where none of `tasks` has enough positives in the data.
-    config.fallback_tasks = ("mortality_1y", "readmission_30d", "next_visit_class", "length_of_stay", "next_visit_codes")
+    config.fallback_tasks = ("readmission_30d", "mortality_1y", "next_visit_class", "length_of_stay")
     config.custom_tasks = ConfigDict()  # NAME -> fields of a code-list task, see ehrjax/data/tasks.py
 
     config.optimizer = ConfigDict()
@@ -52,6 +52,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train = ConfigDict()
     config.train.num_steps = 1000
     config.train.batch_size = 64
+    config.train.num_buckets = 4  # groups of patients by number of visits; each is compiled for twice
     config.train.num_seeds = 1
     config.train.seed = 0
     config.train.eval_every = 50
@@ -67,6 +68,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.data.num_patients = 300
         config.model.embed_dim = 16
         config.model.hidden_dim = 16
+        config.train.num_buckets = 1
         config.train.num_steps = 20
         config.train.eval_every = 10
         config.eval.num_resamples = 50

@@ -58,7 +58,6 @@ def config_hash(config: ConfigDict) -> str:
 
 
 MODELS = {"visit_lstm": VisitLstm}
-STATIC_CODES = 16  # sex, race and the like join the first visit beyond `data.max_codes`
 
 
 def make_model(config: ConfigDict, *, vocab_size: int, num_outputs: int) -> nn.Module:

@@ -82,7 +82,11 @@ def train_task(
 ) -> tuple[FitResult, Any, dict[str, VisitBatches]]:
     """Fit the model on train with early stopping on val; resumes from the workdir's checkpoints."""
     labels = parts["train"].labels
-    limits = {"batch_size": config.train.batch_size, "max_codes": config.data.max_codes + build.STATIC_CODES}
+    limits = {
+        "batch_size": config.train.batch_size,
+        "num_buckets": config.train.num_buckets,
+        "max_codes": config.data.max_codes,
+    }
     loaders = {k: VisitBatches(part.sequences, seed=config.train.seed, **limits) for k, part in parts.items()}
     model = build.make_model(config, vocab_size=len(data.vocab), num_outputs=labels.num_outputs)
     objective = make_supervised_objective(model, labels.kind)
