@@ -77,16 +77,16 @@ class Measured(NamedTuple):
 def run_measured(arguments: list[str]) -> Measured:
     """Run Python with these arguments and measure it."""
     start, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     peak, done = [0], threading.Event()
     watcher = threading.Thread(target=_watch, args=(process.pid, peak, done))
     watcher.start()
-    output, _ = process.communicate()
+    output, errors = process.communicate()
     wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     done.set()
     watcher.join()
     if process.returncode:
-        sys.exit(f"{' '.join(arguments)} failed with exit code {process.returncode}")
+        sys.exit(f"{' '.join(arguments)} failed with exit code {process.returncode}:\n{errors}")
     cpu = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
     return Measured(wall, cpu, peak[0] / 1e9, output)
 
