@@ -48,7 +48,7 @@ def build_store(
     """The store of one data set, or of several pooled, at `out`; reused where nothing has changed.
 
     `paths` is one folder, several, or several in one string with commas between. `executor` runs the second pass
-    (default: in this process). With `progress`, bars go to stderr and a line says whether the store was reused.
+    (default: a few threads). With `progress`, bars go to stderr and a line says whether the store was reused.
     Raises ValueError and FileNotFoundError for what is wrong with the source, OSError where `out` cannot be written.
     """
     settings, out, paths = settings or StoreSettings(), Path(out), _split_paths(paths)

@@ -39,6 +39,7 @@ from ehrjax.data.workspace import flush_to_disk, naming_the_folder, workspace
 
 __all__ = ["NULL_TIME", "SCHEMA_VERSION", "Shard", "Store", "StoreSettings", "open_store", "shard_of", "write_store"]
 
+# Raise it also when reading, cleaning or visits make something else of the same files: stores are then rebuilt.
 SCHEMA_VERSION = 1
 _NUM_THREADS = min(4, os.cpu_count() or 1)
 _OPEN_SHARDS = 32  # each holds some 15 file handles
@@ -166,7 +167,7 @@ def write_store(
 ) -> Store:
     """Write the events of `batches` as a store at `out`, replacing a store that is there once the new one is complete.
 
-    Memory holds one batch, or the partitions that `executor` works on at a time (default: one, in this process).
+    Memory holds three batches, or the partitions that `executor` works on at a time (default: a few threads here).
     `source` goes into the manifest. The result depends on the events alone, not on their order or on the executor.
     Raises ValueError where there is no patient or `out` is something else than a store, OSError naming `out` where it
     cannot be written.
