@@ -25,16 +25,17 @@ from ehrjax.metrics.regression import rmse
 from ehrjax.types import Array
 
 SPLITS = ("train", "val", "test")
-# From strong to weak regularisation: each logistic fit starts from the one before.
-LOGISTIC_C = (0.001, 0.01, 0.1, 1.0)
-RIDGE_ALPHA = (10_000.0, 1_000.0, 100.0, 10.0, 1.0)
+# From strong to weak regularisation: each fit starts from the one before, until val gets worse twice in a row.
+LOGISTIC_C = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)
+RIDGE_ALPHA = (100_000.0, 30_000.0, 10_000.0, 3_000.0, 1_000.0, 300.0, 100.0, 30.0, 10.0, 1.0)
 # The penalty is chosen on the most frequent outputs only: with 100 labels the full grid would take minutes.
 MAX_TUNED_OUTPUTS = 3
 MAX_BOOSTED_LABELS, MAX_BOOSTED_CLASSES = 5, 20  # every label is a model, every class a tree a round
-MAX_BOOSTED_CODES = 1000
-BOOSTING_ROUNDS = 50  # between two looks at val
-MAX_BOOSTING_ROUNDS = 300
+MAX_BOOSTED_CODES, MIN_BOOSTED_CODES = 500, 100  # the more trees a round, the fewer codes each may choose from
+BOOSTING_ROUNDS, MAX_BOOSTING_ROUNDS = 50, 500  # between two looks at val, and in all
 PATIENCE_ROUNDS = 20
+# Small trees in small steps: larger ones over-fitted outcomes with few positives.
+BOOSTING_OPTIONS = {"learning_rate": 0.05, "max_leaf_nodes": 8, "max_bins": 63}
 
 
 class Baseline(NamedTuple):
@@ -70,7 +71,8 @@ def fit_baselines(
     outputs = _outputs(kind, known, num_classes)
     if not any(np.isfinite(output.labels["train"]).any() for output in outputs):
         return {name: Baseline(None, reason="no row of train has a known label") for name in names}
-    return {name: fits[name](outputs, features, seed) for name in names}
+    with _few_threads():
+        return {name: fits[name](outputs, features, seed) for name in names}
 
 
 class Output(NamedTuple):
@@ -129,22 +131,32 @@ def _prevalence(outputs: Sequence[Output], features: Mapping[str, Features], see
 
 
 def _linear(outputs: Sequence[Output], features: Mapping[str, Features], seed: int) -> Baseline:
-    """Logistic or ridge regression on scaled log counts, the penalty chosen on val."""
+    """Logistic or ridge regression, the penalty chosen on val."""
     fitted = [output for output in outputs if not output.is_constant()]
     if not fitted:
         return Baseline(None, reason="train holds one class only")
     inputs = _linear_inputs(features)
-    grid = RIDGE_ALPHA if outputs[0].kind == "regression" else LOGISTIC_C
-    losses = np.zeros(len(grid))
-    for output in sorted(fitted, key=lambda output: -np.nansum(output.labels["train"]))[:MAX_TUNED_OUTPUTS]:
-        losses += [output.val_loss(_linear_scores(output, fit, inputs["val"])) for fit in _path(output, inputs, grid)]
-    best = grid[int(np.argmin(losses))]
+    frequent = sorted(fitted, key=lambda output: -np.nansum(output.labels["train"]))
+    best = _best_penalty(frequent[:MAX_TUNED_OUTPUTS], inputs)
 
     def score(output: Output) -> dict[str, np.ndarray]:
         fit = next(_path(output, inputs, (best,)))
         return {split: _linear_scores(output, fit, inputs[split]) for split in ("val", "test")}
 
     return Baseline(_side_by_side(outputs, score), {"alpha" if outputs[0].kind == "regression" else "C": best})
+
+
+def _best_penalty(outputs: Sequence[Output], inputs: Mapping[str, sp.csr_matrix]) -> float:
+    """The penalty of least loss on val, summed over the outputs."""
+    grid = RIDGE_ALPHA if outputs[0].kind == "regression" else LOGISTIC_C
+    paths = [_path(output, inputs, grid) for output in outputs]
+    losses: list[float] = []
+    for fits in zip(*paths, strict=True):
+        pairs = zip(outputs, fits, strict=True)
+        losses.append(sum(output.val_loss(_linear_scores(output, fit, inputs["val"])) for output, fit in pairs))
+        if len(losses) - 1 - int(np.argmin(losses)) >= 2:  # weak penalties take the longest to fit
+            break
+    return grid[int(np.argmin(losses))]
 
 
 def _path(output: Output, inputs: Mapping[str, sp.csr_matrix], grid: Sequence[float]) -> Iterator[Any]:
@@ -169,18 +181,18 @@ def _linear_scores(output: Output, estimator: Any, inputs: sp.csr_matrix) -> np.
 
 
 def _linear_inputs(features: Mapping[str, Features]) -> dict[str, sp.csr_matrix]:
-    """Log counts scaled by their spread in train; dense features standardised, and their squares."""
+    """Whether each code occurs, its log count, and the dense features standardised, with their squares."""
     logs = {split: features[split].counts.log1p() for split in SPLITS}
     mean_square, mean = logs["train"].power(2).mean(axis=0), logs["train"].mean(axis=0)
     spread = np.sqrt(np.maximum(np.asarray(mean_square - np.square(mean)).ravel(), 0.0))
-    # Rare codes would be blown up a hundredfold by their own spread, and then over-fitted.
-    scale = sp.diags(1.0 / np.maximum(spread, 0.1))
+    # Scaled down only: dividing rare codes by their small spread made them over-fit.
+    scale = sp.diags(1.0 / np.maximum(spread, 1.0))
     train = features["train"].dense
     centre, width = train.mean(axis=0), np.where(train.std(axis=0) > 0, train.std(axis=0), 1.0)
 
     def inputs(split: str) -> sp.csr_matrix:
         dense = np.clip((features[split].dense - centre) / width, -5, 5)
-        return sp.hstack([logs[split] @ scale, sp.csr_matrix(np.hstack([dense, dense**2]))]).tocsr()
+        return sp.hstack([logs[split].sign(), logs[split] @ scale, sp.csr_matrix(np.hstack([dense, dense**2]))]).tocsr()
 
     return {split: inputs(split) for split in SPLITS}
 
@@ -193,17 +205,18 @@ def _boosting(outputs: Sequence[Output], features: Mapping[str, Features], seed:
         return Baseline(None, reason=f"{outputs[0].num_classes} classes, limit {MAX_BOOSTED_CLASSES}")
     if all(output.is_constant() for output in outputs):
         return Baseline(None, reason="train holds one class only")
-    widespread = np.argsort(-features["train"].counts.getnnz(axis=0), kind="stable")[:MAX_BOOSTED_CODES]
+    trees_a_round = outputs[0].num_classes or len(outputs)
+    num_codes = max(MAX_BOOSTED_CODES // trees_a_round, MIN_BOOSTED_CODES)
+    widespread = np.argsort(-features["train"].counts.getnnz(axis=0), kind="stable")[:num_codes]
     inputs = {
         split: np.hstack([features[split].counts[:, widespread].toarray(), features[split].dense]) for split in SPLITS
     }
     rounds = []
 
     def score(output: Output) -> dict[str, np.ndarray]:
-        with _few_threads():
-            estimator, best = _boost(output, inputs, seed)
-            rounds.append(best)
-            return {split: _staged_scores(output, estimator, inputs[split])[best - 1] for split in ("val", "test")}
+        estimator, best = _boost(output, inputs, seed)
+        rounds.append(best)
+        return {split: _staged_scores(output, estimator, inputs[split])[best - 1] for split in ("val", "test")}
 
     return Baseline(_side_by_side(outputs, score), {"rounds": rounds})
 
@@ -212,7 +225,7 @@ def _boost(output: Output, inputs: Mapping[str, np.ndarray], seed: int) -> tuple
     """The estimator and its best number of rounds on val (all of them where val has no known label)."""
     rows = output.rows("train")
     kind = HistGradientBoostingRegressor if output.kind == "regression" else HistGradientBoostingClassifier
-    estimator = kind(early_stopping=False, warm_start=True, max_bins=63, random_state=seed)
+    estimator = kind(early_stopping=False, warm_start=True, random_state=seed, **BOOSTING_OPTIONS)
     for num_rounds in range(BOOSTING_ROUNDS, MAX_BOOSTING_ROUNDS + 1, BOOSTING_ROUNDS):
         estimator.set_params(max_iter=num_rounds).fit(inputs["train"][rows], output.labels["train"][rows])
         losses = [output.val_loss(scores) for scores in _staged_scores(output, estimator, inputs["val"])]
@@ -231,8 +244,8 @@ def _staged_scores(output: Output, estimator: Any, inputs: np.ndarray) -> list[n
 
 @contextmanager
 def _few_threads() -> Iterator[None]:
-    """Half the cores: OpenMP threads that wait for a core someone else uses made these fits ten times slower."""
-    with threadpool_limits(max(1, (os.cpu_count() or 2) // 2), user_api="openmp"):
+    """Half the cores: threads that spin for a core someone else uses made these fits ten times slower."""
+    with threadpool_limits(max(1, (os.cpu_count() or 2) // 2)):
         yield
 
 
