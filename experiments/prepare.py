@@ -15,17 +15,18 @@ from ml_collections import ConfigDict
 from ehrjax.data import build as data_build
 from ehrjax.data import simulate
 from ehrjax.data.cohorts import make_labels
-from ehrjax.data.labels import Labels, shortage
-from ehrjax.data.sequences import build_visit_sequences
+from ehrjax.data.labels import Labels, read_meds_labels, shortage, write_meds_labels
+from ehrjax.data.sequences import build_visit_sequences, drop_without_visits
 from ehrjax.data.splits import SPLITS, assert_disjoint, assign_splits, check_splits, save_splits
 from ehrjax.data.store import Store, StoreSettings
-from ehrjax.data.tasks import TASKS, Task, get_task, task_from_dict
+from ehrjax.data.tasks import Task, get_task, task_from_dict
 from ehrjax.data.vocab import Vocabulary, fit_vocabulary
 from ehrjax.evaluate.files import replaced
 from ehrjax.types import VisitSequences
 
 # Sources whose extract ends on one day for every patient, who is observed until then.
 COMPLETE_SOURCES = ("simulate", "synthea")
+MIN_HELD_OUT = 3  # positives and negatives in val and in test
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,7 @@ def prepare_data(config: ConfigDict, workdir: Path) -> Data:
     source, path = config.data.source, config.data.path
     if source == "simulate":
         simulated = workdir / "data" / "simulated"
-        if not simulated.exists():
-            print(f"simulating {config.data.num_patients:,} patients", flush=True)
-            simulate.write(simulated, num_patients=config.data.num_patients, seed=config.data.seed)
+        simulate.write(simulated, num_patients=config.data.num_patients, seed=config.data.seed, progress=True)
         source, path = "synthea", str(simulated)
     elif not path:
         raise ValueError(f"data.source={source!r} needs data.path: add --config.data.path=DIR[,DIR...].")
@@ -125,58 +124,76 @@ def _report(stores: tuple[Store, ...], vocab: Vocabulary) -> dict:
     return total | {"vocab_size": len(vocab)}
 
 
-def find_task(name: str, config: ConfigDict) -> Task:
-    """A shipped task or one of `custom_tasks`, with the follow-up rule that fits the source."""
-    own = config.custom_tasks
-    task = task_from_dict(name, own[name].to_dict()) if name in own else get_task(name)
+def find_task(name: str, config: ConfigDict) -> Task | Path:
+    """A shipped task or one of `custom_tasks`, with the follow-up rule that fits the source; a path for label files."""
+    own = config.custom_tasks[name].to_dict() if name in config.custom_tasks else {}
+    if "labels" in own:
+        return Path(own["labels"])
+    task = task_from_dict(name, own) if own else get_task(name)
+    # Pooled extracts end on different days, so there a patient's own last event is all that is known.
     is_complete = config.data.source in COMPLETE_SOURCES and "," not in config.data.path
-    has_own_rule = name in own and "follow_up" in own[name]
-    return replace(task, follow_up="dataset_end") if is_complete and not has_own_rule else task
+    return replace(task, follow_up="dataset_end") if is_complete and "follow_up" not in own else task
 
 
 def candidate_tasks(config: ConfigDict) -> tuple[str, ...]:
     """The tasks asked for; every name is checked before any work starts."""
+    if isinstance(config.tasks, str) or not config.tasks:
+        raise ValueError(f"tasks={config.tasks!r} must be a tuple of names, e.g. --config.tasks=\"('mortality_1y',)\".")
     for name in (*config.tasks, *config.fallback_tasks):
-        if name not in TASKS:
-            find_task(name, config)
+        find_task(name, config)
     return tuple(config.tasks)
 
 
-def prepare_task(task: Task, data: Data, config: ConfigDict) -> tuple[dict[str, SplitData] | None, str, dict]:
+def prepare_task(
+    name: str, data: Data, config: ConfigDict, workdir: Path
+) -> tuple[dict[str, SplitData] | None, str, dict]:
     """Labels and sequences by split, why there are none (too few outcomes), and the cohort flow."""
-    parts: dict[str, Labels] = {}
     try:
-        all_labels = [
-            make_labels(store, task, seed=config.data.seed, train_subjects=data.splits["train"])
-            for store in _fitted_first(data)
-        ]
+        first, last = _make_labels(name, data, config)
     except ValueError as error:
         return None, str(error), {}
-    for name, ids in data.splits.items():
-        labels = all_labels[-1] if name == "test" else all_labels[0]
-        parts[name] = labels.take(np.isin(labels.subject_ids, ids))
-    flow = all_labels[0].flow
-    minimum = {"train": config.eval.min_positives, "val": 3, "test": 3}
-    rows = np.concatenate([np.full(len(part.times), name) for name, part in parts.items()])
-    reason = shortage(_stack(list(parts.values())), rows, minimum)
+    write_meds_labels(workdir / "labels", first)
+    parts = {
+        split: _rows_of(last if split == "test" else first, ids) for split, ids in data.splits.items()
+    }  # patients, not rows, are split
+    stacked = _stack(list(parts.values()), first.flow)
+    minimum = {"train": config.eval.min_positives, "val": MIN_HELD_OUT, "test": MIN_HELD_OUT}
+    reason = shortage(stacked, np.concatenate([np.full(len(p.times), split) for split, p in parts.items()]), minimum)
     if reason:
-        return None, reason, flow
+        return None, reason, first.flow
     stores = {"train": data.stores[0], "val": data.stores[0], "test": data.stores[-1]}
     settings = {"max_visits": config.data.max_visits, "max_codes": config.data.max_codes}
     return (
         {
-            name: SplitData(part, build_visit_sequences(stores[name], data.vocab, part, **settings))
-            for name, part in parts.items()
+            split: SplitData(part, build_visit_sequences(stores[split], data.vocab, part, **settings))
+            for split, part in parts.items()
         },
         "",
-        flow,
+        first.flow,
     )
 
 
-def _fitted_first(data: Data) -> tuple[Store, ...]:
-    return data.stores
+def _make_labels(name: str, data: Data, config: ConfigDict) -> tuple[Labels, Labels]:
+    """Labels of the first and of the last store (the same object where there is one store)."""
+    task = find_task(name, config)
+    if isinstance(task, Path):
+        every = [
+            drop_without_visits(store, read_meds_labels(task, subject_ids=store.subject_ids, name=name))
+            for store in data.stores
+        ]
+        return every[0], every[-1]
+    seed = config.data.seed
+    first = make_labels(data.stores[0], task, seed=seed, train_subjects=data.splits["train"])
+    if len(data.stores) == 1:
+        return first, first
+    outputs = first.names if task.kind in ("multilabel", "multiclass") else None
+    return first, make_labels(data.stores[1], task, seed=seed, train_subjects=data.splits["train"], outputs=outputs)
 
 
-def _stack(parts: list[Labels]) -> Labels:
+def _rows_of(labels: Labels, subject_ids: np.ndarray) -> Labels:
+    return labels.take(np.isin(labels.subject_ids, subject_ids))
+
+
+def _stack(parts: list[Labels], flow: dict) -> Labels:
     columns = ("subject_ids", "times", "values", "mask", "end_times")
-    return parts[0]._replace(**{c: np.concatenate([getattr(p, c) for p in parts]) for c in columns})
+    return parts[0]._replace(flow=flow, **{c: np.concatenate([getattr(p, c) for p in parts]) for c in columns})

@@ -28,7 +28,7 @@ from ehrjax.train.loop import FitResult, fit
 from ehrjax.train.state import create_state
 from ehrjax.train.step import make_eval_step, make_train_step, mean_metrics
 from experiments import build, oracle
-from experiments.prepare import Data, SplitData, candidate_tasks, find_task, prepare_data, prepare_task
+from experiments.prepare import Data, SplitData, candidate_tasks, prepare_data, prepare_task
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pandas", "pyarrow", "scikit-learn")
 
@@ -63,8 +63,7 @@ def run(config: ConfigDict, workdir: Path, *, command: str) -> dict[str, Any]:
 
 def run_task(name: str, data: Data, config: ConfigDict, workdir: Path, results: dict, command: str) -> dict[str, Any]:
     """Train and evaluate one task; fills model and train in `results`. `kind` is null where it was skipped."""
-    task = find_task(name, config)
-    parts, reason, flow = prepare_task(task, data, config)
+    parts, reason, flow = prepare_task(name, data, config, workdir)
     if parts is None:
         print(f"{name}: not trained. {reason}", flush=True)
         return {"kind": None, "skipped": reason, "flow": flow}

@@ -172,14 +172,16 @@ def match_codes(patterns: Sequence[str], codes: Sequence[str]) -> np.ndarray:
     return np.array([bool(patterns) and regex.fullmatch(str(code)) is not None for code in codes], bool)
 
 
+# Up to four index visits a patient: one leaves rare outcomes too few positives; intervals resample patients, not rows.
+_SOME_VISITS = {"index": "every_visit", "max_rows_per_patient": 4}
 TASKS = {
     task.name: task
     for task in (
-        Task("diabetes_onset", codes=TYPE_2_DIABETES, exclude_codes=ANY_DIABETES),
+        Task("diabetes_onset", codes=TYPE_2_DIABETES, exclude_codes=ANY_DIABETES, **_SOME_VISITS),
         Task("readmission_30d", outcome="stay", index="discharge", horizon_days=30),
-        Task("mortality_1y", outcome="death"),
-        Task("next_visit_codes", outcome="next_codes", index="every_visit", max_rows_per_patient=4),
+        Task("mortality_1y", outcome="death", **_SOME_VISITS),
+        Task("next_visit_codes", outcome="next_codes", **_SOME_VISITS),
         Task("length_of_stay", outcome="stay_days", index="admission"),
-        Task("next_visit_class", outcome="next_class", index="every_visit", max_rows_per_patient=4),
+        Task("next_visit_class", outcome="next_class", **_SOME_VISITS),
     )
 }
