@@ -109,8 +109,7 @@ def write(out: str | Path, *, num_patients: int, seed: int = 0, progress: bool =
     """
     out = Path(out)
     settings = {"num_patients": num_patients, "seed": seed, "model_version": MODEL_VERSION}
-    if out.exists():
-        _check_same(out, settings)
+    if out.exists() and _is_same(out, settings):
         return out
     part = out.with_name(f".{out.name}.partial-{os.getpid()}")
     shutil.rmtree(part, ignore_errors=True)
@@ -123,14 +122,16 @@ def write(out: str | Path, *, num_patients: int, seed: int = 0, progress: bool =
     return out
 
 
-def _check_same(out: Path, settings: dict) -> None:
+def _is_same(out: Path, settings: dict) -> bool:
+    """Whether this simulation is there already; an empty folder is none, and is replaced by the rename."""
+    if out.is_dir() and not any(out.iterdir()):
+        return False
     manifest = out / "simulation.json"
-    found = json.loads(manifest.read_text()) if manifest.is_file() else None
-    if found is None and out.is_dir() and not any(out.iterdir()):
-        out.rmdir()  # an empty folder made beforehand: take its place
-    elif found is None or any(found.get(key) != value for key, value in settings.items()):
+    found = json.loads(manifest.read_text()) if manifest.is_file() else {}
+    if any(found.get(key) != value for key, value in settings.items()):
         held = {key: found.get(key) for key in settings} if found else "no simulation"
         raise FileExistsError(f"{out} holds {held}, asked for {settings}: give another folder or remove this one.")
+    return True
 
 
 def _write_files(folder: Path, settings: dict, progress: bool) -> None:

@@ -14,15 +14,15 @@ from ehrjax.data import simulate_chain as chain
 from ehrjax.data.simulate_random import Draws
 
 DAY, WEEK = 86_400, 7 * 86_400
-FIRST_ENTRY = int(np.datetime64("2008-01-01T00:00:00", "s").astype(np.int64))
+FIRST_ENTRY = int(np.datetime64("2000-01-01T00:00:00", "s").astype(np.int64))
 LAST_ENTRY = int(np.datetime64("2023-01-01T00:00:00", "s").astype(np.int64))
 END = int(np.datetime64("2025-01-01T00:00:00", "s").astype(np.int64))  # observation ends here for everybody
-ENTRY_AGES = ((0.0, 0.12, 0.30, 0.50, 0.70, 0.88, 1.0), (0.0, 18.0, 30.0, 42.0, 54.0, 66.0, 82.0))  # quantile, years
+ENTRY_AGES = ((0.0, 0.12, 0.30, 0.50, 0.70, 0.88, 1.0), (0.0, 15.0, 26.0, 38.0, 50.0, 62.0, 80.0))  # quantile, years
 
 # Why there is an encounter. The last three are events of the chain, so they always are one.
 ENTRY, WELLNESS, FOLLOW_UP, ACUTE, SERIES, CHANGE, STEROID, STAY = range(8)
-WELLNESS_A_YEAR = (1.3, 0.5, 0.55, 0.6, 0.7, 0.85, 1.0, 1.0)
-ACUTE_A_YEAR = (1.1, 0.8, 0.75, 0.7, 0.7, 0.7, 0.75, 0.8)
+WELLNESS_A_YEAR = (1.1, 0.35, 0.35, 0.4, 0.5, 0.6, 0.7, 0.7)
+ACUTE_A_YEAR = (0.8, 0.5, 0.45, 0.45, 0.45, 0.45, 0.5, 0.5)
 SERIES_START = {ACUTE: 0.22, FOLLOW_UP: 0.10, STAY: 0.5}  # chance that a visit starts a series of therapy visits
 SERIES_A_WEEK, SERIES_STOP = 0.6, 0.14
 
@@ -112,7 +112,7 @@ def visit_rates() -> np.ndarray:
     chronic = sum(fields[disease] for disease in chain.DISEASES) + 0.8 * (fields["glycaemia"] == chain.DIABETES)
     watched = (fields["glycaemia"] > chain.NORMAL) & (fields["glycaemia"] < chain.DIABETES)
     recovering = fields["phase"] >= chain.STAY
-    follow_up = 0.25 + 0.6 * chronic + 1.0 * watched + 6.0 * recovering
+    follow_up = 0.1 + 0.4 * chronic + 0.8 * watched + 5.0 * recovering
     acute = 1.0 + 0.35 * fields["copd"] + 0.2 * fields["heart"]
     rates = [
         np.stack([np.full(chain.NUM_STATES, WELLNESS_A_YEAR[band]), follow_up, ACUTE_A_YEAR[band] * acute], -1)
