@@ -135,11 +135,14 @@ def test_weekly_hazards_are_probabilities_and_leave_subtype_and_sex_alone():
     assert (tables.probability[:, has_diabetes, chain.E_DIABETES] == 0).all()
 
 
+def _seconds(texts: pd.Series) -> pd.Series:
+    return pd.to_datetime(texts).dt.tz_localize(None).astype("datetime64[s]").astype("int64")
+
+
 def test_encounters_lie_on_the_grid_that_makes_windows_whole_weeks(frames):
     """Starts in the first 20 hours of a patient's week, ends in the first five days of one, and none overlaps."""
     visits = frames["encounters"]
-    start, stop = (pd.to_datetime(visits[column]).astype("int64") // 10**6 for column in ("START", "STOP"))
-    start, stop = (times if times.max() < 10**11 else times // 10**3 for times in (start, stop))
+    start, stop = _seconds(visits.START), _seconds(visits.STOP)
     origin = start.groupby(visits.PATIENT).transform("min") // paths.DAY * paths.DAY
     assert ((start - origin) % paths.WEEK < 20 * 3600).all()
     ends_within = (stop - origin) % paths.WEEK < 5 * paths.DAY
@@ -172,7 +175,7 @@ def test_reading_the_codes_in_order_gives_the_recorded_state(simulation, frames)
     codes_of = frames["conditions"].groupby("ENCOUNTER").CODE.agg(set).to_dict()
     procedures = frames["procedures"]
     screened = set(procedures.ENCOUNTER[procedures.CODE == simulate_codes.NORMAL_GLUCOSE_PROCEDURE])
-    stop = pd.to_datetime(visits.STOP).dt.tz_localize(None).to_numpy().astype("datetime64[s]").astype("int64")
+    stop = _seconds(visits.STOP)
     has, level = {}, {}
     for visit, patient, end in zip(visits.Id, visits.PATIENT, stop, strict=True):
         codes = codes_of.get(visit, set())
