@@ -39,7 +39,7 @@ class Checkpoints:
         self.meta = dict(meta)
         self.directory.mkdir(parents=True, exist_ok=True)
         self._remove_torn()
-        options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False, lightweight_initialize=True)
+        options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(self.directory, options=options)
         latest = self.latest_step()
         if latest is not None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from ehrjax.types import Array
 
@@ -49,7 +49,7 @@ def decay_mask(params: Any) -> Any:
     It goes by the leaf's own name as well as its rank, because layers stacked by a scan have biases of rank 2.
     """
 
-    def decays(path: tuple, leaf: Array) -> Bool[Array, ""]:
+    def decays(path: tuple, leaf: Array) -> bool:
         name = str(getattr(path[-1], "key", getattr(path[-1], "name", path[-1]))) if path else ""
         return jnp.ndim(leaf) >= 2 and not name.lower().endswith(NO_DECAY_SUFFIXES)
 

@@ -18,6 +18,7 @@ from ehrjax.train.log import TIMING_KEYS
 from tests.train.tiny_run import make_batch, tiny_fit
 
 ROOT = Path(__file__).resolve().parents[2]
+TIMEOUT_S = 300  # seconds suffice; a busy machine takes its time
 
 
 def start(workdir: Path, *options: str) -> subprocess.Popen:
@@ -31,7 +32,7 @@ def num_lines(workdir: Path) -> int:
 
 
 def wait_for_lines(process: subprocess.Popen, workdir: Path, count: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + TIMEOUT_S
     while num_lines(workdir) < count:
         assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
         time.sleep(0.005)
@@ -64,9 +65,9 @@ def test_the_first_signal_is_noted_and_a_second_acts_as_ever():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-@pytest.mark.parametrize(("signum", "step"), [(signal.SIGTERM, 17), (signal.SIGINT, 19), (signal.SIGINT, 39)])
+@pytest.mark.parametrize(("signum", "step"), [(signal.SIGTERM, 12), (signal.SIGINT, 9), (signal.SIGINT, 19)])
 def test_a_signal_saves_says_how_to_go_on_and_costs_nothing(tmp_path, undisturbed, signum, step):
-    """Step 17 is between evaluations and within a log interval, 19 ends in an evaluation, 39 is the last."""
+    """Step 12 is between evaluations and within a log interval, 9 ends in an evaluation, 19 is the last."""
 
     def batch_at(index):
         if index == step:
@@ -92,28 +93,28 @@ def test_the_undisturbed_run_uses_what_must_survive(undisturbed):
 
 
 def test_sigterm_of_a_process_ends_in_143_and_prints_the_command(tmp_path, undisturbed):
-    process = start(tmp_path, "--delay=0.05")
-    wait_for_lines(process, tmp_path, 2)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    with start(tmp_path, "--delay=0.1") as process:
+        wait_for_lines(process, tmp_path, 2)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 143
     assert "finishing this step" in err and f"To go on, run: python -m tests.train.tiny_run {tmp_path}" in err
     assert "Traceback" not in err and "WARNING" not in err
     assert_same(tiny_fit(tmp_path).params, undisturbed[1].params)
 
 
+@pytest.mark.slow
 def test_sigkill_at_any_moment_changes_no_bit(tmp_path, undisturbed):
     """Killed within a first save, within a later one, and between steps."""
     rng = random.Random(0)
     for number, after in ((1, rng.uniform(0, 0.05)), (2, rng.uniform(0, 0.1))):
-        process = start(tmp_path, f"--kill-in-save={number}", f"--kill-after={after}")
-        process.communicate(timeout=60)
+        with start(tmp_path, f"--kill-in-save={number}", f"--kill-after={after}") as process:
+            process.communicate(timeout=TIMEOUT_S)
         assert process.returncode == -signal.SIGKILL
-    process = start(tmp_path, "--delay=0.03")
-    wait_for_lines(process, tmp_path, num_lines(tmp_path) + 1)
-    time.sleep(rng.uniform(0, 0.3))
-    process.kill()
-    process.communicate()
+    with start(tmp_path, "--delay=0.1") as process:
+        wait_for_lines(process, tmp_path, num_lines(tmp_path) + 1)
+        time.sleep(rng.uniform(0, 0.4))
+        process.kill()
     result = tiny_fit(tmp_path)
     reference_dir, reference = undisturbed
     assert_same((result.params, result.state), (reference.params, reference.state))

@@ -33,13 +33,13 @@ def scripted(values, seen):
 def test_nan_loss_stops_and_names_the_step_and_the_batch_behind_it(tmp_path):
     def poisoned(step):
         batch = make_batch(step)
-        return batch._replace(inputs=batch.inputs * np.nan) if step == 17 else batch
+        return batch._replace(inputs=batch.inputs * np.nan) if step == 7 else batch
 
-    with pytest.raises(NonFiniteLossError, match=r"step 18 .* 6 example ids are in .*nonfinite\.json"):
+    with pytest.raises(NonFiniteLossError, match=r"step 8 .* 6 example ids are in .*nonfinite\.json"):
         tiny_fit(tmp_path, batch_at=poisoned)
     report = json.loads((tmp_path / "nonfinite.json").read_text())
-    assert report["step"] == 18 and report["batch_index"] == 17
-    assert report["example_ids"] == list(range(17 * 6, 18 * 6))
+    assert report["step"] == 8 and report["batch_index"] == 7
+    assert report["example_ids"] == list(range(7 * 6, 8 * 6))
     # Nothing of the poisoned step was saved: with the data mended, the same call ends as if it had never been.
     result = tiny_fit(tmp_path)
     assert result.steps == NUM_STEPS and np.isfinite(result.params["first"]["kernel"]).all()
@@ -62,13 +62,13 @@ def test_a_gradient_that_is_nan_under_a_finite_loss_blames_its_own_batch(tmp_pat
 def test_early_stopping_returns_the_best_weights_not_the_last(tmp_path):
     seen = []
     eval_fn = scripted([0.6, 0.8, 0.8, 0.7], seen)
-    result = tiny_fit(tmp_path, eval_fn=eval_fn, monitor="val/auroc", mode="max", patience=2)
-    assert result.stopped_early and result.steps == 20
-    assert (result.best_step, result.best_value) == (10, 0.8)
+    result = tiny_fit(tmp_path, eval_fn=eval_fn, eval_every=3, monitor="val/auroc", mode="max", patience=2)
+    assert result.stopped_early and result.steps == 12
+    assert (result.best_step, result.best_value) == (6, 0.8)
     assert_same(result.params, seen[1])
     assert_same(result.state.params, seen[3])
-    again = tiny_fit(tmp_path, eval_fn=None, monitor="val/auroc", mode="max", patience=2)
-    assert again.stopped_early and again.steps == 20
+    again = tiny_fit(tmp_path, eval_fn=None, eval_every=3, monitor="val/auroc", mode="max", patience=2)
+    assert again.stopped_early and again.steps == 12
     assert_same(again.params, seen[1])
 
 
@@ -109,8 +109,8 @@ def test_a_finished_run_returns_its_result_without_a_step(tmp_path):
 
 
 def test_one_compilation_a_shape(tmp_path):
-    assert tiny_fit(tmp_path / "one", num_steps=12).num_compilations == 1
-    two = tiny_fit(tmp_path / "two", num_steps=12, batch_at=lambda step: make_batch(step, size=4 + 2 * (step % 2)))
+    assert tiny_fit(tmp_path / "one", num_steps=6).num_compilations == 1
+    two = tiny_fit(tmp_path / "two", num_steps=6, batch_at=lambda step: make_batch(step, size=4 + 2 * (step % 2)))
     assert two.num_compilations == 2
 
 
@@ -131,7 +131,7 @@ def test_lines_hold_means_over_the_interval_and_counts(tmp_path):
     assert [row["step"] for row in result.history if "val/loss" in row] == list(range(5, NUM_STEPS + 1, 5))
     assert all(row["examples_per_second"] > 0 for row in train) and result.examples_per_second > 0
     fine = [row["train/loss"] for row in tiny_fit(tmp_path / "fine", log_every=1).history if "train/loss" in row]
-    assert [row["train/loss"] for row in train] == pytest.approx(np.mean(np.reshape(fine, (-1, 4)), 1).tolist())
+    assert [row["train/loss"] for row in train] == pytest.approx(np.mean(np.reshape(fine, (-1, 4)), axis=1).tolist())
 
 
 def test_parts_share_a_metrics_file_and_nothing_else(tmp_path):

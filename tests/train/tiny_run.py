@@ -26,7 +26,7 @@ from ehrjax.train.state import create_state
 from ehrjax.train.step import make_eval_step, make_train_step, mean_metrics
 from ehrjax.types import LossOutput
 
-NUM_STEPS = 40
+NUM_STEPS = 20
 
 
 class Batch(NamedTuple):
@@ -62,7 +62,7 @@ def objective(params: dict, batch: Batch, key: jax.Array, train: bool) -> LossOu
 
 
 def tiny_fit(workdir: Path, *, delay: float = 0.0, **changes: object) -> FitResult:
-    tx = make_optimizer(learning_rate=0.05, num_steps=NUM_STEPS, warmup_steps=5)
+    tx = make_optimizer(learning_rate=0.3, num_steps=NUM_STEPS, warmup_steps=3)
     eval_step = jax.jit(make_eval_step(objective))
 
     def batch_at(step: int) -> Batch:
