@@ -12,7 +12,7 @@ from jaxtyping import Int
 from ehrjax.types import VisitBatch, VisitSequences
 
 LEVELS = ("patient", "visit")
-CODE_BUCKETS = 2  # of each bucket of visits: half the patients need far fewer codes than the longest
+USUAL_SHARE = 0.98  # of a bucket's patients set its number of codes; the few with far more share one shape of their own
 
 
 class VisitBatches:
@@ -20,7 +20,7 @@ class VisitBatches:
 
     An epoch covers each example once: a permutation drawn from (seed, epoch), sorted by bucket and cut into batches,
     which then come in random order. One batch an epoch may have padding rows. `level` says whether labels have one row
-    an example ("patient") or a visit ("visit"). `shapes` lists the (V, T) that batches can have, smallest first.
+    an example ("patient") or a visit ("visit"). `shapes` lists the (V, T) that batches can have.
 
     Raises ValueError for no examples, a patient without visits, a visit of more than `max_codes` codes, and labels that
     do not fit `level`.
@@ -134,23 +134,15 @@ def _check(sequences: VisitSequences, batch_size: int, level: str, max_codes: in
 def _bucket(
     num_visits: Int[np.ndarray, "E"], num_codes: Int[np.ndarray, "E"], num_buckets: int
 ) -> tuple[list[tuple[int, int]], Int[np.ndarray, "E"]]:
-    """Shapes (V, T), ascending, and the bucket of each example; buckets hold about as many examples each."""
-    visit_edges = _quantiles(num_visits, num_buckets)
-    visit_buckets = np.searchsorted(visit_edges, num_visits)
-    shapes: list[tuple[int, int]] = []
-    buckets = np.zeros(len(num_visits), np.int64)
-    for bucket, edge in enumerate(visit_edges):
-        members = np.flatnonzero(visit_buckets == bucket)
-        code_edges = _quantiles(num_codes[members], CODE_BUCKETS)
-        buckets[members] = len(shapes) + np.searchsorted(code_edges, num_codes[members])
-        shapes += [(int(edge), max(int(codes), 1)) for codes in code_edges]
-    # The last shape must hold any mixture of examples, since a batch can straddle buckets.
-    shapes[-1] = (shapes[-1][0], max(int(num_codes.max()), 1))
-    return shapes, buckets
-
-
-def _quantiles(values: Int[np.ndarray, "N"], count: int) -> Int[np.ndarray, "Q"]:
-    return np.unique(np.quantile(values, np.linspace(0, 1, count + 1)[1:], method="higher"))
+    """Shapes (V, T), one a bucket (of about as many examples each) and a last that fits all; the example's bucket."""
+    visit_edges = np.unique(np.quantile(num_visits, np.linspace(0, 1, num_buckets + 1)[1:], method="higher"))
+    buckets = np.searchsorted(visit_edges, num_visits)
+    members = [num_codes[buckets == bucket] for bucket in range(len(visit_edges))]
+    code_edges = np.array([max(np.quantile(each, USUAL_SHARE, method="higher"), 1) for each in members])
+    buckets = np.where(num_codes > code_edges[buckets], len(visit_edges), buckets)
+    shapes = list(zip(visit_edges.tolist(), code_edges.tolist(), strict=True))
+    last = (int(num_visits.max()), max(int(num_codes.max()), 1))
+    return shapes + ([last] if last != shapes[-1] else []), buckets
 
 
 def _ranges(starts: Int[np.ndarray, "N"], counts: Int[np.ndarray, "N"]) -> Int[np.ndarray, "M"]:

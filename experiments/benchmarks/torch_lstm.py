@@ -1,4 +1,4 @@
-"""The visit LSTM as one would write it in torch, to compare with: padded codes, masked pooling, packed `nn.LSTM`."""
+"""The visit LSTM in torch, to compare with: masked pooling over padded codes (or EmbeddingBag), packed `nn.LSTM`."""
 
 import numpy as np
 import torch
@@ -38,7 +38,15 @@ class TorchVisitLstm(nn.Module):
 
     def forward(self, codes, code_mask, lengths):
         """Patient logits [B K] and outputs after each visit [B V H] (zeros past the end)."""
-        visits = self.pool(self.embedding(codes), code_mask)
+        return self.recur(self.pool(self.embedding(codes), code_mask), lengths)
+
+    def forward_bags(self, codes, offsets, lengths):
+        """The same from all codes in one row and the start of each visit's: mean, sum and max only."""
+        bags = nn.functional.embedding_bag(codes, self.embedding.weight, offsets, mode=self.pooling)
+        return self.recur(bags.reshape(len(lengths), -1, bags.shape[-1]), lengths)
+
+    def recur(self, visits, lengths):
+        """Packed LSTM over visit vectors [B V D], then the head on the state after each row's last visit."""
         packed = pack_padded_sequence(self.dropout(visits), lengths, batch_first=True, enforce_sorted=False)
         outputs, (last, _) = self.lstm(packed)
         outputs, _ = pad_packed_sequence(outputs, batch_first=True)
@@ -62,11 +70,23 @@ class TorchVisitLstm(nn.Module):
 
 def to_padded(batch: VisitBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Codes [B V C], their mask and the number of visits of each row, as torch code usually has them."""
-    rows, slots = np.nonzero(batch.code_visits >= 0)
-    visits = batch.code_visits[rows, slots]
-    counts = np.zeros(batch.visit_mask.shape, np.int64)
-    np.add.at(counts, (rows, visits), 1)
+    codes, counts = _codes_a_visit(batch)
     code_mask = np.arange(max(counts.max(), 1)) < counts[..., None]
-    codes = np.zeros(code_mask.shape, np.int64)
-    codes[code_mask] = batch.codes[rows, slots]  # both run by row, then visit, then position
-    return torch.from_numpy(codes), torch.from_numpy(code_mask), torch.from_numpy(batch.visit_mask.sum(1))
+    padded = np.zeros(code_mask.shape, np.int64)
+    padded[code_mask] = codes  # both run by row, then visit, then position
+    return torch.from_numpy(padded), torch.from_numpy(code_mask), torch.from_numpy(batch.visit_mask.sum(1))
+
+
+def to_bags(batch: VisitBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """All codes [N], the start of each of the B * V visits in them, and the number of visits of each row."""
+    codes, counts = _codes_a_visit(batch)
+    offsets = np.concatenate([[0], np.cumsum(counts.reshape(-1))[:-1]])
+    return torch.from_numpy(codes), torch.from_numpy(offsets), torch.from_numpy(batch.visit_mask.sum(1))
+
+
+def _codes_a_visit(batch: VisitBatch) -> tuple[np.ndarray, np.ndarray]:
+    """The real codes in one row, and how many each visit [B V] has."""
+    rows, slots = np.nonzero(batch.code_visits >= 0)
+    counts = np.zeros(batch.visit_mask.shape, np.int64)
+    np.add.at(counts, (rows, batch.code_visits[rows, slots]), 1)
+    return batch.codes[rows, slots].astype(np.int64), counts

@@ -89,7 +89,18 @@ def test_batches_hold_patients_of_similar_length():
     plain = 1 - LENGTHS.sum() / (len(LENGTHS) * LENGTHS.max())
     assert 0 < batches.padding_fraction < 0.6 * plain
     shapes = {(b.visit_mask.shape[1], b.codes.shape[1]) for b in map(batches.batch_at, range(70))}
-    assert shapes <= set(batches.shapes) and len(batches.shapes) <= 12
+    assert shapes <= set(batches.shapes) and len(batches.shapes) <= 7
+
+
+def test_few_patients_with_very_many_codes_do_not_widen_the_other_batches():
+    sequences = make_sequences([3] * 100, max_codes=4)
+    sizes = np.diff(sequences.visit_offsets)
+    sizes[30] = 500
+    codes = np.full(sizes.sum(), 6, np.int32)
+    heavy = sequences._replace(codes=codes, visit_offsets=np.concatenate([[0], np.cumsum(sizes)]))
+    batches = VisitBatches(heavy, batch_size=10)
+    widths = sorted(batches.batch_at(step).codes.shape[1] for step in range(10))
+    assert widths[:9] == [batches.shapes[0][1]] * 9 and widths[0] <= 12 and widths[9] >= 500
 
 
 def test_eval_batches_cover_each_example_once_in_order():

@@ -1,0 +1,255 @@
+"""LSTM training throughput beside torch's packed `nn.LSTM`, in patients a second, on the CPU.
+
+    python -m experiments.benchmarks.lstm_throughput [--size=small] [--source=lognormal|simulate|synthea]
+        [--path=DIR,DIR...] [--threads=2] [--batch-size=64] [--num-batches=24] [--rounds=5] [--poolings]
+
+Every variant trains on the same patients with the same sizes, dropout, clipping and AdamW, in float32. Batches are made
+before the clock starts and every shape is compiled before. Variants take turns, round after round, so that a busy
+machine slows all alike; the table holds medians over rounds, and a ratio is the median of the rounds' ratios.
+
+    torch padded    nn.Embedding [B V C D], masked pooling, pack_padded_sequence, nn.LSTM
+    torch bags      the same with EmbeddingBag instead of padded codes (no attention pooling)
+    torch bucketed  torch bags on our batches of patients of similar length
+    padded          ours, every batch as long as the longest patient
+    packed          ours, rows that hold several patients end to end (see `pack`)
+    bucketed        ours as in the main job
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from ehrjax.types import VisitSequences
+
+POOLINGS = ("mean", "sum", "max", "attention")
+MAX_VISITS = 50
+
+
+def lognormal_sequences(num_patients: int, vocab_size: int = 1000, seed: int = 0) -> VisitSequences:
+    """Made-up patients: log-normal visit counts of mean 19 (at most 50), about 6 codes a visit."""
+    rng = np.random.default_rng(seed)
+    visits = np.clip(np.round(rng.lognormal(2.65, 0.9, num_patients)), 1, MAX_VISITS).astype(int)
+    codes = np.minimum(1 + rng.negative_binomial(0.8, 0.8 / 5.8, visits.sum()), 64)
+    ids = 5 + np.minimum((vocab_size - 5) * rng.power(0.3, codes.sum()), vocab_size - 6)
+    return _sequences(ids.astype(np.int32), codes, visits)
+
+
+def record_sequences(source: str, paths: str, num_patients: int, folder: Path) -> tuple[VisitSequences, int]:
+    """The last 50 visits of every patient of a real or simulated record, and the vocabulary's size."""
+    from ehrjax.data.build import build_store
+    from ehrjax.data.labels import Labels
+    from ehrjax.data.sequences import build_visit_sequences, drop_without_visits
+    from ehrjax.data.simulate import write
+    from ehrjax.data.store import StoreSettings
+    from ehrjax.data.vocab import fit_vocabulary
+
+    if source == "simulate":
+        source, paths = "synthea", str(write(folder / "simulated", num_patients=num_patients))
+    elif not paths:
+        raise SystemExit(f"--source={source} needs --path=DIR[,DIR...]")
+    store = build_store(source, paths, folder / "store", settings=StoreSettings())
+    ids = np.sort(store.subject_ids)
+    late = np.full(len(ids), np.datetime64("2200-01-01", "s").astype(np.int64))
+    ones = np.ones((len(ids), 1))
+    labels = Labels("all", "binary", ("y",), ids, late, ones.astype(np.float32), ones.astype(bool), late, {})
+    labels = drop_without_visits(store, labels)
+    vocab = fit_vocabulary(store, labels.subject_ids, min_count=5, max_size=10_000, value_bins=5)
+    return build_visit_sequences(store, vocab, labels, max_visits=MAX_VISITS, max_codes=64), len(vocab)
+
+
+def pack(sequences: VisitSequences) -> VisitSequences:
+    """Patients end to end in rows of at most 50 visits, longest first into the first row with room.
+
+    A model over such rows would reset its carry where a patient starts; here it runs on, which is less work, so the
+    figure is the most that packing can give.
+    """
+    visits = np.diff(sequences.example_offsets)
+    rooms, members = [], []
+    for patient in np.argsort(-visits, kind="stable"):
+        row = next((row for row, room in enumerate(rooms) if room >= visits[patient]), len(rooms))
+        if row == len(rooms):
+            rooms.append(MAX_VISITS)
+            members.append([])
+        rooms[row] -= visits[patient]
+        members[row].append(patient)
+    order = np.concatenate(members)
+    starts = sequences.example_offsets[order]
+    picked = np.concatenate([np.arange(s, s + n) for s, n in zip(starts, visits[order], strict=True)])
+    offsets = sequences.visit_offsets
+    codes = np.concatenate([sequences.codes[offsets[v] : offsets[v + 1]] for v in picked])
+    lengths = [int(visits[row].sum()) for row in members]
+    return _sequences(codes, np.diff(offsets)[picked], np.array(lengths))
+
+
+class OurRun:
+    """Train steps of our model on some batches, every shape compiled."""
+
+    def __init__(self, model, batches, num_batches):
+        import jax
+
+        from ehrjax.objectives.supervised import make_supervised_objective
+        from ehrjax.train.optimizer import make_optimizer
+        from ehrjax.train.state import create_state
+        from ehrjax.train.step import make_train_step
+
+        self.batches = [jax.device_put(batches.batch_at(step)) for step in range(num_batches)]
+        self.num_patients = int(sum(batch.example_mask.sum() for batch in self.batches))
+        self.fill = float(np.mean([batch.visit_mask.mean() for batch in self.batches]))
+        tx = make_optimizer(learning_rate=1e-3, num_steps=10_000)
+        self.step = jax.jit(make_train_step(make_supervised_objective(model, "binary"), tx), donate_argnums=0)
+        self.key = jax.random.key(0)
+        params = jax.jit(model.init)(self.key, self.batches[0])["params"]
+        # A donated state must not hold one buffer twice, and fresh optimiser states share their zeros.
+        self.state = jax.tree.map(jax.numpy.copy, create_state(params, tx))
+        self.seconds()
+
+    def seconds(self) -> float:
+        """Time of one pass over the batches."""
+        import jax
+
+        start = time.perf_counter()
+        for batch in self.batches:
+            self.state, metrics = self.step(self.state, batch, self.key)
+        jax.block_until_ready((self.state, metrics))
+        return time.perf_counter() - start
+
+
+class TorchRun:
+    """The same with torch; `bags` takes EmbeddingBag instead of padded codes."""
+
+    def __init__(self, model, batches, num_batches, *, bags):
+        import torch
+
+        from experiments.benchmarks.torch_lstm import to_bags, to_padded
+
+        own = [batches.batch_at(step) for step in range(num_batches)]
+        own = [type(b)(*(x[b.example_mask] for x in b)) for b in own]  # torch cannot pack a row of no visits
+        self.batches = [((to_bags if bags else to_padded)(b), torch.from_numpy(b.labels)) for b in own]
+        self.num_patients = sum(len(batch.labels) for batch in own)
+        self.fill = 1.0
+        self.model = model.train()
+        self.forward = model.forward_bags if bags else model.forward
+        self.tx = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
+        self.seconds()
+
+    def seconds(self) -> float:
+        """Time of one pass over the batches."""
+        import torch
+
+        start = time.perf_counter()
+        for inputs, labels in self.batches:
+            self.tx.zero_grad(set_to_none=True)
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(self.forward(*inputs)[0], labels)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.tx.step()
+        return time.perf_counter() - start
+
+
+def make_runs(sequences, vocab_size, args, pooling, *, only_main):
+    """Variant name -> run."""
+    from ehrjax.data.batching import VisitBatches
+    from ehrjax.models.visit_lstm import SIZES, VisitLstm
+    from experiments.benchmarks.torch_lstm import TorchVisitLstm
+
+    size = SIZES[args.size]
+    ours = VisitLstm(vocab_size, **size, pooling=pooling)
+    count = args.num_batches
+    bucketed = VisitBatches(sequences, batch_size=args.batch_size)
+    mixed = VisitBatches(sequences, batch_size=args.batch_size, num_buckets=1)
+
+    def torch_run(batches, bags):
+        return TorchRun(TorchVisitLstm(vocab_size, **size, pooling=pooling), batches, count, bags=bags)
+
+    runs = {"torch padded": torch_run(mixed, False)}
+    if pooling != "attention":
+        runs["torch bags"] = torch_run(mixed, True)
+    if not only_main:
+        runs["torch bucketed"] = torch_run(bucketed, True)
+        runs["padded"] = OurRun(ours, mixed, count)
+        rows = pack(sequences)
+        share = len(rows.subject_ids) / len(sequences.subject_ids)
+        run = OurRun(ours, VisitBatches(rows, batch_size=round(args.batch_size * share), num_buckets=1), count)
+        run.num_patients = round(run.num_patients / share)
+        runs["packed"] = run
+    runs["bucketed"] = OurRun(ours, bucketed, count)
+    return runs
+
+
+def measure(runs, rounds):
+    """Variant -> patients a second in each round."""
+    rates = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            rates[name].append(run.num_patients / run.seconds())
+    return {name: np.array(values) for name, values in rates.items()}
+
+
+def print_table(title, runs, rates):
+    """Medians, and ratios to both torch baselines."""
+    print(f"\n{title}\n{'':16}{'patients/s':>12}{'visit slots used':>18}{'x torch padded':>16}{'x torch bags':>14}")
+    for name, run in runs.items():
+        ratios = [
+            f"{np.median(rates[name] / rates[base]):.2f}" if base in rates else "-"
+            for base in ("torch padded", "torch bags")
+        ]
+        print(f"{name:16}{np.median(rates[name]):12.0f}{run.fill:18.0%}{ratios[0]:>16}{ratios[1]:>14}")
+
+
+def main(argv=None):
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", default="small", choices=("small", "medium", "large"))
+    parser.add_argument("--source", default="lognormal", help="lognormal, simulate, or a reader's name with --path")
+    parser.add_argument("--path", default="", help="folders of tables, separated by commas")
+    parser.add_argument("--num-patients", type=int, default=3000, help="of lognormal and simulate")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--num-batches", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--poolings", action="store_true", help="the four poolings instead of the variants")
+    args = parser.parse_args(argv)
+    # XLA sizes its pool by the cores it may use, once, so this comes before JAX is imported.
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
+    import torch
+
+    torch.set_num_threads(args.threads)
+    if args.source == "lognormal":
+        sequences, vocab_size = lognormal_sequences(args.num_patients), 1000
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            sequences, vocab_size = record_sequences(args.source, args.path, args.num_patients, Path(folder))
+    visits, codes = np.diff(sequences.example_offsets), np.diff(sequences.visit_offsets)
+    print(
+        f"{args.source}: {len(visits)} patients, {visits.mean():.1f} visits each (median {np.median(visits):.0f}), "
+        f"{codes.mean():.1f} codes a visit, vocabulary {vocab_size}; batch {args.batch_size}, {args.threads} threads, "
+        f"{args.num_batches} batches a round, medians of {args.rounds} rounds"
+    )
+    for pooling in POOLINGS if args.poolings else ("mean",):
+        runs = make_runs(sequences, vocab_size, args, pooling, only_main=args.poolings)
+        print_table(f"{args.size}, {pooling} pooling", runs, measure(runs, args.rounds))
+
+
+def _sequences(codes, codes_each, visits_each) -> VisitSequences:
+    """Sequences with random labels, and no times."""
+    count, zeros = len(visits_each), np.zeros(len(codes_each), np.float32)
+    labels = np.random.default_rng(1).integers(0, 2, (count, 1)).astype(np.float32)
+    return VisitSequences(
+        codes=codes,
+        visit_offsets=np.concatenate([[0], np.cumsum(codes_each)]),
+        example_offsets=np.concatenate([[0], np.cumsum(visits_each)]),
+        ages=zeros,
+        gap_days=zeros,
+        subject_ids=np.arange(count),
+        times=np.zeros(count, np.int64),
+        labels=labels,
+        label_mask=np.ones_like(labels, bool),
+    )
+
+
+if __name__ == "__main__":
+    main()
