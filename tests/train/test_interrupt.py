@@ -103,7 +103,6 @@ def test_sigterm_of_a_process_ends_in_143_and_prints_the_command(tmp_path, undis
     assert_same(tiny_fit(tmp_path).params, undisturbed[1].params)
 
 
-@pytest.mark.slow
 def test_sigkill_at_any_moment_changes_no_bit(tmp_path, undisturbed):
     """Killed within a first save, within a later one, and between steps."""
     rng = random.Random(0)
