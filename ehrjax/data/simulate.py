@@ -9,8 +9,6 @@ number): the same seed gives the same bytes, and the first patients stay the sam
 
 import argparse
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +21,7 @@ from tqdm import tqdm
 
 from ehrjax.data import oracle, simulate_chain, simulate_paths, simulate_records, simulate_tables
 from ehrjax.data.readers.columns import hash_ids
+from ehrjax.data.workspace import naming_the_folder, workspace
 
 MODEL_VERSION = 1  # raised whenever the same seed gives other patients
 BLOCK_PATIENTS = 2048
@@ -104,21 +103,15 @@ def oracle_table(index: Index) -> pa.Table:
 def write(out: str | Path, *, num_patients: int, seed: int = 0, progress: bool = False) -> Path:
     """Simulate into a new folder: Synthea CSVs, oracle.parquet, latent.parquet, simulation.json; returns the folder.
 
-    Everything is written beside `out` and renamed at the end, so that `out` is complete or absent. A folder that holds
-    this very simulation is left as it is. Raises FileExistsError for a folder that holds something else.
+    `out` is complete or absent, whenever the process is killed. A folder that holds this very simulation is left as it
+    is. Raises FileExistsError for a folder that holds something else, OSError where `out` cannot be written.
     """
     out = Path(out)
     settings = {"num_patients": num_patients, "seed": seed, "model_version": MODEL_VERSION}
     if out.exists() and _is_same(out, settings):
         return out
-    part = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        _write_files(part, settings, progress)
-        os.replace(part, out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with workspace(out) as folder, naming_the_folder(out):
+        _write_files(folder / "store", settings, progress)
     return out
 
 

@@ -133,14 +133,12 @@ def _walk(patients: Patients, seed: int) -> tuple[list, np.ndarray]:
         rows = np.flatnonzero((week < patients.num_weeks) & (death_week < 0))
         draws = Draws(seed, patients.number[rows], np.full(len(rows), week))
         band = chain.bands_of(patients.age_weeks[rows] + week)
-        if week == 0:
-            event = np.full(len(rows), chain.E_NONE)
-        else:
+        if week:
             event = _step(tables, band, rows, state, likelihood, draws)
+            kind = _visit_kinds(rates, band, event, state[rows], in_series[rows], draws)
+        else:
+            event, kind = np.full(len(rows), chain.E_NONE), np.full(len(rows), ENTRY)
         death_week[rows[event == chain.E_DEATH]] = week
-        kind = (
-            _visit_kinds(rates, band, event, state[rows], in_series[rows], draws) if week else np.full(len(rows), ENTRY)
-        )
         in_series[rows] = _continue_series(kind, in_series[rows], draws)
         seen = np.flatnonzero(kind >= 0)
         who = rows[seen]
