@@ -62,7 +62,7 @@ def _draw_curve(axes: Axes, rows: Sequence[Mapping[str, Any]], name: str) -> Non
             best = min(points, key=lambda point: point[1])[0]
             axes.axvline(best, color=GREY, linestyle=":", label=f"lowest at step {best:,}")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    _legend(axes)
+    _legend(axes, loc="upper right" if name == "loss" else "lower right")
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
@@ -302,15 +302,15 @@ def _log_histogram(axes: Axes, values: np.ndarray, xlabel: str, ylabel: str) -> 
         axes.hist(np.full(small.sum(), 0.4), [0.33, 0.5], color=COLOURS[4], edgecolor="white", label=share)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-    _mark_median(axes, values)
+    _mark_median(axes, values, loc="upper left" if len(values) and np.median(values) > 50 else "upper right")
     axes.set(xlabel=xlabel, ylabel=ylabel)
 
 
-def _mark_median(axes: Axes, values: np.ndarray) -> None:
+def _mark_median(axes: Axes, values: np.ndarray, loc: str = "upper right") -> None:
     if len(values):
         median = float(np.median(values))
         axes.axvline(max(median, 0.4), color=COLOURS[1], linestyle="--", label=f"median {median:,.3g}")
-        _legend(axes)
+        _legend(axes, loc)
 
 
 def _cumulated(labels: Array, scores: Array) -> tuple[np.ndarray, np.ndarray]:
@@ -337,10 +337,10 @@ def _dash(index: int) -> Any:
     return DASHES[index % len(DASHES)]
 
 
-def _legend(axes: Axes, **options: Any) -> None:
-    """A legend where there is something to explain."""
+def _legend(axes: Axes, loc: str = "upper right") -> None:
+    """A legend where there is something to explain; its place is given, since looking for the best one is slow."""
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(**options)
+        axes.legend(loc=loc)
 
 
 def _single(title: str, size: tuple[float, float] = (5.6, 5.0)) -> tuple[Figure, Axes]:

@@ -14,8 +14,8 @@ from ehrjax.types import Array
 
 NUM_RESAMPLES = 1000
 CONFIDENCE = 0.95
-# Weights of a block stay in a core's cache: 2**18 float64 values are 2 MB.
-BLOCK_SIZE = 2**18
+# Weights of a block stay in a core's cache: 2**18 float64 values are 2 MB. At least 8 weightings, to be worth a loop.
+BLOCK_SIZE, MIN_BLOCK_COLUMNS = 2**18, 8
 
 
 class Interval(NamedTuple):
@@ -29,18 +29,18 @@ class Interval(NamedTuple):
 
 def resample_weights(
     subject_ids: Int[Array, "n"], *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
-) -> Iterator[Float[Array, "R n"]]:
-    """Blocks of row weights, `num_resamples` rows in all; the same subjects and seed give the same resamples."""
+) -> Iterator[Float[Array, "n R"]]:
+    """Blocks of row weights, `num_resamples` columns in all; the same subjects and seed give the same resamples."""
     subjects, subject_of_row = np.unique(np.asarray(subject_ids), return_inverse=True)
     if len(subjects) == 0:
         return
     rng = np.random.default_rng(seed)
-    block = max(1, BLOCK_SIZE // len(subject_of_row))
+    block = max(MIN_BLOCK_COLUMNS, BLOCK_SIZE // len(subject_of_row))
     for first in range(0, num_resamples, block):
-        shape = (min(block, num_resamples - first), len(subjects))
-        drawn = rng.integers(len(subjects), size=shape) + len(subjects) * np.arange(shape[0])[:, None]
+        shape = (len(subjects), min(block, num_resamples - first))
+        drawn = rng.integers(len(subjects), size=shape) * shape[1] + np.arange(shape[1])
         counts = np.bincount(drawn.ravel(), minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64)
-        yield counts[:, subject_of_row]
+        yield counts.take(subject_of_row, axis=0)
 
 
 def bootstrap(
@@ -90,7 +90,7 @@ def _prepare(metrics: Mapping[str, Callable[..., Any]], labels: Array, scores: A
     """Each metric as a function of weights alone; a metric not made by `weighted` is called with all three."""
 
     def plain(metric: Callable) -> Callable:
-        return lambda weights: metric(labels, scores, weights)
+        return lambda weights: metric(labels, scores, weights.T)
 
     return {
         name: metric.prepare(labels, scores) if hasattr(metric, "prepare") else plain(metric)
@@ -99,7 +99,7 @@ def _prepare(metrics: Mapping[str, Callable[..., Any]], labels: Array, scores: A
 
 
 def _evaluate(prepared: Mapping[str, Callable], subject_ids: Array, num_resamples: int, seed: int):
-    values = {name: float(value(np.ones((1, len(subject_ids))))[0]) for name, value in prepared.items()}
+    values = {name: float(value(np.ones((len(subject_ids), 1)))[0]) for name, value in prepared.items()}
     blocks: dict[str, list[np.ndarray]] = {name: [] for name in prepared}
     for weights in resample_weights(subject_ids, num_resamples=num_resamples, seed=seed):
         for name, value in prepared.items():
@@ -113,7 +113,7 @@ def _interval(value: float, resampled: np.ndarray, confidence: float, *, shifts:
     if len(defined) == 0 or not np.isfinite(value):
         return Interval(value, np.nan, np.nan, num_undefined)
     if shifts:
-        defined = np.maximum(defined - (defined.mean() - value), 0.0)
+        defined = np.clip(defined - (defined.mean() - value), 0.0, 1.0)
     tail = (1 - confidence) / 2
     low, high = np.quantile(defined, [tail, 1 - tail])
     return Interval(value, float(low), float(high), num_undefined)

@@ -13,7 +13,7 @@ from ehrjax.metrics.weighted import Prepared, Ranking, check_probabilities, clip
 from ehrjax.types import Array
 
 MAX_NEWTON_STEPS = 30
-TOLERANCE = 1e-6  # of the last step; Newton converges quadratically, so the error left is about its square
+TOLERANCE = 1e-4  # of the last step; Newton converges quadratically, so the error left is about its square
 
 
 @weighted
@@ -34,25 +34,25 @@ def calibration_intercept(labels: Array, scores: Array) -> Prepared:
     """
     checked_labels, logits = _logits(labels, scores)
 
-    def value(weights: np.ndarray) -> np.ndarray:
-        intercept = np.zeros(len(weights))
+    def fit(weights: np.ndarray, intercept: np.ndarray) -> np.ndarray:
         for _ in range(MAX_NEWTON_STEPS):
-            fitted = _sigmoid(intercept[:, None] + logits)
-            gradient = np.einsum("rn,rn->r", weights, checked_labels - fitted)
-            curvature = np.einsum("rn,rn->r", weights, fitted * (1 - fitted))
+            fitted = _sigmoid(intercept + logits[:, None])
+            gradient = np.einsum("nr,nr->r", weights, checked_labels[:, None] - fitted)
+            curvature = np.einsum("nr,nr->r", weights, fitted * (1 - fitted))
             step = np.clip(divide(gradient, curvature), -2.0, 2.0)  # bounded, or a far start would overshoot
             intercept = intercept + step
             if not np.any(np.abs(step) > TOLERANCE):
                 break
         return np.where(np.abs(step) <= TOLERANCE, intercept, np.nan)
 
-    return value
+    start = np.nan_to_num(fit(np.ones((len(logits), 1)), np.zeros(1)))
+    return lambda weights: fit(weights, np.repeat(start, weights.shape[1]))
 
 
 def logistic_recalibration(labels: Array, scores: Array, weights: Array = None) -> tuple[float, float]:
     """Intercept and slope (a, b) fitted together in logit P(y = 1) = a + b logit(score); NaN where there is no fit."""
     weights = np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64)
-    intercept, slope = _prepare_recalibration(labels, scores)(weights[None])
+    intercept, slope = _prepare_recalibration(labels, scores)(weights[:, None])
     return float(intercept[0]), float(slope[0])
 
 
@@ -67,8 +67,8 @@ def ece(labels: Array, scores: Array, num_bins: int = 10) -> Prepared:
 
     def value(weights: np.ndarray) -> np.ndarray:
         bins = _equal_mass_bins(ranking, weights, num_bins)
-        gaps = _sum_by_bin(bins, ranking.group(weights * gap), num_bins)
-        return divide(np.abs(gaps).sum(axis=1), weights.sum(axis=1))
+        gaps = _sum_by_bin(bins, ranking.group(weights * gap[:, None]), num_bins)
+        return divide(np.abs(gaps).sum(axis=0), weights.sum(axis=0))
 
     return value
 
@@ -89,26 +89,30 @@ class ReliabilityCurve(NamedTuple):
 def reliability_curve(labels: Array, scores: Array, weights: Array = None, num_bins: int = 10) -> ReliabilityCurve:
     """Mean score and observed rate in bins of equal mass, the bins of `ece`."""
     labels, scores = check_probabilities(labels, scores)
-    weights = np.ones((1, len(labels))) if weights is None else np.asarray(weights, np.float64)[None]
+    weights = np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64)
     ranking = rank(scores)
-    bins = _equal_mass_bins(ranking, weights, num_bins)
-    totals = [_sum_by_bin(bins, ranking.group(weights * x), num_bins)[0, ::-1] for x in (scores, labels, 1.0)]
+    bins = _equal_mass_bins(ranking, weights[:, None], num_bins)
+    columns = [(weights * values)[:, None] for values in (scores, labels, 1.0)]
+    totals = [_sum_by_bin(bins, ranking.group(column), num_bins)[::-1, 0] for column in columns]
     filled = totals[2] > 0
     score_sum, label_sum, weight = (total[filled] for total in totals)
     return ReliabilityCurve(score_sum / weight, label_sum / weight, weight)
 
 
 def _equal_mass_bins(ranking: Ranking, weights: np.ndarray, num_bins: int) -> np.ndarray:
-    """Bin of each group of equal scores [R, groups]: where the middle of its mass lies."""
+    """Bin of each group of equal scores [groups, R]: where the middle of its mass lies."""
     grouped = ranking.group(weights)
-    upper = np.cumsum(grouped, axis=1)
-    total = np.maximum(upper[:, -1:], np.finfo(np.float64).tiny) if upper.shape[1] else 1.0
+    upper = np.cumsum(grouped, axis=0)
+    total = np.maximum(upper[-1:], np.finfo(np.float64).tiny)
     return np.minimum((upper - 0.5 * grouped) * (num_bins / total), num_bins - 1).astype(np.int64)
 
 
 def _sum_by_bin(bins: np.ndarray, values: np.ndarray, num_bins: int) -> np.ndarray:
-    flat = bins + num_bins * np.arange(len(bins))[:, None]
-    return np.bincount(flat.ravel(), values.ravel(), minlength=num_bins * len(bins)).reshape(len(bins), num_bins)
+    """Values [groups, R] summed to [num_bins, R]."""
+    num_columns = bins.shape[1]
+    flat = bins * num_columns + np.arange(num_columns)
+    sums = np.bincount(flat.ravel(), values.ravel(), minlength=num_bins * num_columns)
+    return sums.reshape(num_bins, num_columns)
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:
@@ -122,36 +126,35 @@ def _logits(labels: Array, scores: Array) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _prepare_recalibration(labels: Array, scores: Array):
-    """Weights [R, n] -> intercept [R] and slope [R], by Newton steps that start at the unweighted fit."""
+    """Weights [n, R] -> intercept [R] and slope [R], by Newton steps that start at the unweighted fit."""
     checked_labels, logits = _logits(labels, scores)
     centre, scale = (logits.mean(), logits.std()) if len(logits) else (0.0, 0.0)
     # A spread that is only rounding means constant scores: there is no slope.
     is_constant = scale <= 1e-9 * max(1.0, abs(centre))
     inputs = np.zeros_like(logits) if is_constant else (logits - centre) / scale
-    start = _newton(checked_labels, inputs, np.ones((1, len(logits))), np.zeros((1, 2)))
-    start = np.nan_to_num(start)
+    start = np.nan_to_num(_newton(checked_labels, inputs, np.ones((len(logits), 1)), np.zeros((2, 1))))
 
     def value(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        fit = _newton(checked_labels, inputs, weights, np.repeat(start, len(weights), axis=0))
-        slope = fit[:, 1] / (np.nan if is_constant else scale)
-        return fit[:, 0] - slope * centre, slope
+        fit = _newton(checked_labels, inputs, weights, np.repeat(start, weights.shape[1], axis=1))
+        slope = fit[1] / (np.nan if is_constant else scale)
+        return fit[0] - slope * centre, slope
 
     return value
 
 
 def _newton(labels: np.ndarray, inputs: np.ndarray, weights: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
-    """Weighted logistic regression on one standardised input, for each row of weights; [R, 2], NaN unless converged."""
-    powers = np.stack([np.ones_like(inputs), inputs, inputs**2], axis=1)
+    """Logistic regression on one standardised input under each column of weights; [2, R], NaN unless converged."""
+    powers = np.stack([np.ones_like(inputs), inputs, inputs**2])
     for _ in range(MAX_NEWTON_STEPS):
-        fitted = _sigmoid(coefficients[:, :1] + coefficients[:, 1:] * inputs)
-        gradient = (weights * (labels - fitted)) @ powers[:, :2]
-        h0, h1, h2 = ((weights * fitted * (1 - fitted)) @ powers).T
+        fitted = _sigmoid(coefficients[0] + coefficients[1] * inputs[:, None])
+        g0, g1 = powers[:2] @ (weights * (labels[:, None] - fitted))
+        h0, h1, h2 = powers @ (weights * fitted * (1 - fitted))
         determinant = h0 * h2 - h1**2
         determinant = np.where(determinant > 1e-12 * h0 * h2, determinant, 0.0)
-        step = np.stack([h2 * gradient[:, 0] - h1 * gradient[:, 1], h0 * gradient[:, 1] - h1 * gradient[:, 0]], axis=1)
-        step = np.clip(divide(step, determinant[:, None]), -4.0, 4.0)  # bounded, or a far start would overshoot
+        step = divide(np.stack([h2 * g0 - h1 * g1, h0 * g1 - h1 * g0]), determinant)
+        step = np.clip(step, -4.0, 4.0)  # bounded, or a far start would overshoot
         coefficients = coefficients + step
         if not np.any(np.abs(step) > TOLERANCE):
             break
-    converged = np.all(np.abs(step) <= TOLERANCE, axis=1)
-    return np.where(converged[:, None], coefficients, np.nan)
+    converged = np.all(np.abs(step) <= TOLERANCE, axis=0)
+    return np.where(converged, coefficients, np.nan)

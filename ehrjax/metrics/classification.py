@@ -6,6 +6,7 @@ Every metric is `metric(labels, scores, weights=None) -> float`: labels 0/1 [n],
 
 import numpy as np
 
+from ehrjax.metrics.areas import places, precision_area, roc_area
 from ehrjax.metrics.weighted import (
     Prepared,
     check_binary,
@@ -13,7 +14,6 @@ from ehrjax.metrics.weighted import (
     clip_probabilities,
     divide,
     mean_of_rows,
-    rank,
     weighted,
 )
 from ehrjax.types import Array
@@ -26,44 +26,19 @@ def auroc(labels: Array, scores: Array) -> Prepared:
     NaN unless both classes are present. Equals the Mann-Whitney U statistic over its maximum (Hanley and McNeil, 1982).
     """
     labels, scores = check_binary(labels, scores)
-    ranking = rank(scores)
-    # Without ties only the positives' ranks matter, which saves much of the work at clinical prevalences.
-    positive_ranks = np.flatnonzero(labels[ranking.order] == 1)
-
-    def value(weights: np.ndarray) -> np.ndarray:
-        negatives = ranking.group(weights * (1 - labels))
-        negatives_above = np.cumsum(negatives, axis=1)
-        num_negative = negatives_above[:, -1] if negatives.shape[1] else np.zeros(len(weights))
-        if ranking.starts is None:
-            positives = weights[:, ranking.order[positive_ranks]]
-            lost = np.einsum("rp,rp->r", positives, negatives_above[:, positive_ranks])
-        else:
-            positives = ranking.group(weights * labels)
-            lost = np.einsum("rg,rg->r", positives, negatives_above - 0.5 * negatives)
-        return 1 - divide(lost, positives.sum(axis=1) * num_negative)
-
-    return value
+    found = places(labels, scores, np.arange(len(labels)), len(labels))
+    return lambda weights: roc_area(found, weights)
 
 
 @weighted
 def auprc(labels: Array, scores: Array) -> Prepared:
     """Area under the precision-recall curve as average precision (no interpolation); NaN without a positive."""
     labels, scores = check_binary(labels, scores)
-    ranking = rank(scores)
-    positive_ranks = np.flatnonzero(labels[ranking.order] == 1)
+    found = places(labels, scores, np.arange(len(labels)), len(labels))
+    return lambda weights: precision_area(found, weights)
 
-    def value(weights: np.ndarray) -> np.ndarray:
-        predicted = np.cumsum(ranking.group(weights), axis=1)
-        if ranking.starts is None:
-            positives, predicted = weights[:, ranking.order[positive_ranks]], predicted[:, positive_ranks]
-        else:
-            positives = ranking.group(weights * labels)
-        true_positives = np.cumsum(positives, axis=1)
-        # A group of weight zero contributes nothing; the floor only keeps 0/0 out.
-        precision = true_positives / np.maximum(predicted, np.finfo(np.float64).tiny)
-        return divide(np.einsum("rg,rg->r", positives, precision), positives.sum(axis=1))
 
-    return value
+auprc.shifts_under_resampling = True  # a positive that is drawn twice stands beside itself in the ranking
 
 
 @weighted
@@ -136,4 +111,4 @@ def f1_of_decisions(labels: np.ndarray, predicted: np.ndarray) -> Prepared:
     known = np.isfinite(labels)
     hit = np.where(known, labels, 0.0) * predicted
     total = np.where(known, labels + predicted, 0.0)
-    return lambda weights: divide(2 * (weights @ hit), weights @ total)
+    return lambda weights: divide(2 * (hit @ weights), total @ weights)

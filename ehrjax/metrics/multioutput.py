@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from ehrjax.metrics.areas import places, precision_area, roc_area
 from ehrjax.metrics.calibration import ece
-from ehrjax.metrics.classification import auprc, auroc, f1_of_decisions
+from ehrjax.metrics.classification import f1_of_decisions
 from ehrjax.metrics.weighted import Prepared, clip_probabilities, divide, mean_of_rows, weighted
 from ehrjax.types import Array
 
@@ -61,14 +62,14 @@ multiclass_ece.shifts_under_resampling = True
 def multiclass_macro_auroc(labels: Array, scores: Array) -> Prepared:
     """One-versus-rest AUROC, averaged over the classes for which it is defined."""
     classes, scores = check_multiclass(labels, scores)
-    return _average_columns(auroc.prepare, one_hot(classes, scores.shape[1]), scores)
+    return _average_columns(roc_area, one_hot(classes, scores.shape[1]), scores)
 
 
 @weighted
 def multiclass_micro_auroc(labels: Array, scores: Array) -> Prepared:
     """AUROC over all (row, class) pairs pooled."""
     classes, scores = check_multiclass(labels, scores)
-    return _pool_columns(auroc.prepare, one_hot(classes, scores.shape[1]), scores)
+    return _pool_columns(roc_area, one_hot(classes, scores.shape[1]), scores)
 
 
 @weighted
@@ -88,19 +89,22 @@ def multiclass_macro_f1(labels: Array, scores: Array) -> Prepared:
 @weighted
 def macro_auroc(labels: Array, scores: Array) -> Prepared:
     """AUROC of each label over its known rows, averaged over the labels for which it is defined."""
-    return _average_columns(auroc.prepare, *check_multilabel(labels, scores))
+    return _average_columns(roc_area, *check_multilabel(labels, scores))
 
 
 @weighted
 def micro_auroc(labels: Array, scores: Array) -> Prepared:
     """AUROC over all known (row, label) pairs pooled."""
-    return _pool_columns(auroc.prepare, *check_multilabel(labels, scores))
+    return _pool_columns(roc_area, *check_multilabel(labels, scores))
 
 
 @weighted
 def macro_auprc(labels: Array, scores: Array) -> Prepared:
     """Average precision of each label over its known rows, averaged over the labels for which it is defined."""
-    return _average_columns(auprc.prepare, *check_multilabel(labels, scores))
+    return _average_columns(precision_area, *check_multilabel(labels, scores))
+
+
+macro_auprc.shifts_under_resampling = True
 
 
 @weighted
@@ -108,7 +112,7 @@ def multilabel_brier(labels: Array, scores: Array) -> Prepared:
     """Mean squared difference over all known (row, label) pairs."""
     labels, scores = check_multilabel(labels, scores)
     squared, known = np.nansum((scores - labels) ** 2, axis=1), np.isfinite(labels).sum(axis=1)
-    return lambda weights: divide(weights @ squared, weights @ known)
+    return lambda weights: divide(squared @ weights, known @ weights)
 
 
 @weighted
@@ -127,7 +131,7 @@ def micro_f1(labels: Array, scores: Array, threshold: float = 0.5) -> Prepared:
     known, predicted = np.isfinite(labels), scores >= threshold
     hit = np.nansum(labels * predicted, axis=1)
     total = np.where(known, labels + predicted, 0.0).sum(axis=1)
-    return lambda weights: divide(2 * (weights @ hit), weights @ total)
+    return lambda weights: divide(2 * (hit @ weights), total @ weights)
 
 
 def one_hot(classes: np.ndarray, num_classes: int) -> np.ndarray:
@@ -170,19 +174,16 @@ def _check_finite_rows(scores: np.ndarray) -> None:
         raise ValueError(f"score {scores[row, column]} in row {row}, column {column} is not finite: mend the model.")
 
 
-def _average_columns(prepare: Callable[..., Prepared], labels: np.ndarray, scores: np.ndarray) -> Prepared:
-    columns = []
-    for k in range(labels.shape[1]):
-        rows = np.flatnonzero(np.isfinite(labels[:, k]))
-        columns.append((rows, prepare(labels[rows, k], scores[rows, k])))
-    return lambda weights: _nan_mean([value(weights[:, rows]) for rows, value in columns])
+def _average_columns(area: Callable[..., np.ndarray], labels: np.ndarray, scores: np.ndarray) -> Prepared:
+    known = [np.flatnonzero(np.isfinite(column)) for column in labels.T]
+    columns = [places(labels[rows, k], scores[rows, k], rows, len(labels)) for k, rows in enumerate(known)]
+    return lambda weights: _nan_mean([area(column, weights) for column in columns])
 
 
-def _pool_columns(prepare: Callable[..., Prepared], labels: np.ndarray, scores: np.ndarray) -> Prepared:
+def _pool_columns(area: Callable[..., np.ndarray], labels: np.ndarray, scores: np.ndarray) -> Prepared:
     rows, columns = np.nonzero(np.isfinite(labels))
-    pooled = prepare(labels[rows, columns], scores[rows, columns])
-    # One weighting at a time: all pairs of many weightings at once would not fit in cache or memory.
-    return lambda weights: np.array([pooled(row_weights[None, rows])[0] for row_weights in weights])
+    pooled = places(labels[rows, columns], scores[rows, columns], rows, len(labels))
+    return lambda weights: area(pooled, weights)
 
 
 def _nan_mean(values: Sequence[np.ndarray]) -> np.ndarray:

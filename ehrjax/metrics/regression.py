@@ -28,7 +28,7 @@ def r2(labels: Array, scores: Array) -> Prepared:
     residual = (labels - scores) ** 2
 
     def value(weights: np.ndarray) -> np.ndarray:
-        return 1 - divide(weights @ residual, _spread(weights, labels))
+        return 1 - divide(residual @ weights, _spread(weights, labels))
 
     return value
 
@@ -43,7 +43,7 @@ def spearman(labels: Array, scores: Array) -> Prepared:
         ranks = []
         for ranking, group_ids in rankings:
             grouped = ranking.group(weights)
-            ranks.append((np.cumsum(grouped, axis=1) - 0.5 * grouped)[:, group_ids])
+            ranks.append((np.cumsum(grouped, axis=0) - 0.5 * grouped).take(group_ids, axis=0))
         return _correlation(weights, *ranks)
 
     return value
@@ -52,22 +52,22 @@ def spearman(labels: Array, scores: Array) -> Prepared:
 def _spread(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Weighted sum of squares about the weighted mean [R]; exactly 0 where all values of positive weight are equal."""
     if not len(values):
-        return np.zeros(len(weights))
+        return np.zeros(weights.shape[1])
     # Centred first, so that large values do not cancel; what is left of a constant is rounding, hence the floor.
     centred = values - np.median(values)
-    totals = np.maximum(weights.sum(axis=1), np.finfo(np.float64).tiny)
-    first, second = weights @ centred, weights @ centred**2
+    totals = np.maximum(weights.sum(axis=0), np.finfo(np.float64).tiny)
+    first, second = centred @ weights, centred**2 @ weights
     spread = second - first**2 / totals
     return np.where(spread > 1e-12 * second, spread, 0.0)
 
 
 def _correlation(weights: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Weighted Pearson correlation [R] of values [R, n] that differ by weighting."""
-    totals = np.maximum(weights.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    left, right = (x - np.einsum("rn,rn->r", weights, x)[:, None] / totals for x in (left, right))
+    """Weighted Pearson correlation [R] of values [n, R] that differ by weighting."""
+    totals = np.maximum(weights.sum(axis=0), np.finfo(np.float64).tiny)
+    left, right = (x - np.einsum("nr,nr->r", weights, x) / totals for x in (left, right))
     covariance, left_square, right_square = (
-        np.einsum("rn,rn,rn->r", weights, a, b) for a, b in ((left, right), (left, left), (right, right))
+        np.einsum("nr,nr,nr->r", weights, a, b) for a, b in ((left, right), (left, left), (right, right))
     )
-    smallest = 1e-20 * totals[:, 0] ** 3  # ranks are about as large as the total weight
+    smallest = 1e-20 * totals**3  # ranks are about as large as the total weight
     is_constant = (left_square <= smallest) | (right_square <= smallest)
     return np.where(is_constant, np.nan, divide(covariance, np.sqrt(left_square * right_square)))

@@ -1,9 +1,10 @@
 """How a metric is written here: as a function of sample weights, prepared once for its labels and scores.
 
 A bootstrap evaluates one metric under a thousand weightings of the same rows. So each metric is a factory
-`prepare(labels, scores) -> (weights[R n] -> values[R])` that sorts and checks once, and the decorator `weighted` turns
-it into the plain function `metric(labels, scores, weights=None)` that users call. A weight of k equals k copies of the
-row. A value that the data do not define (one class only, nothing predicted) is NaN, never a made-up number.
+`prepare(labels, scores) -> (weights[n R] -> values[R])` that sorts and checks once, and the decorator `weighted` turns
+it into the plain function `metric(labels, scores, weights=None)` that users call. Inside, weights have one column a
+weighting, so that NumPy's inner loops run along it. A weight of k equals k copies of the row. A value that the data do
+not define (one class only, nothing predicted) is NaN, never a made-up number.
 """
 
 from collections.abc import Callable
@@ -21,6 +22,7 @@ def weighted(prepare: Callable[..., Prepared]) -> Callable[..., Any]:
     """Turn a factory into `metric(labels, scores, weights=None, **options)`; weights are [n] or [R, n].
 
     Returns a float, or an array [R] where weights are [R, n]. The factory stays reachable as `metric.prepare`.
+    `metric.shifts_under_resampling` tells `bootstrap` that resamples lie about another mean than the value.
     """
 
     def metric(labels, scores, weights=None, **options):
@@ -32,13 +34,14 @@ def weighted(prepare: Callable[..., Prepared]) -> Callable[..., Any]:
             raise ValueError(
                 f"weights have shape {weights.shape}: give [n] or [R, n] with n={len(np.asarray(labels))}."
             )
-        values = value(np.atleast_2d(weights))
+        values = value(np.ascontiguousarray(np.atleast_2d(weights).T))
         return values if weights.ndim == 2 else float(values[0])
 
     metric.__name__ = metric.__qualname__ = prepare.__name__
     metric.__doc__ = prepare.__doc__
     metric.__module__ = prepare.__module__
     metric.prepare = prepare
+    metric.shifts_under_resampling = False
     return metric
 
 
@@ -49,7 +52,9 @@ def bind(metric: Callable[..., Any], **options) -> Callable[..., Any]:
         return metric.prepare(labels, scores, **options)
 
     prepare.__name__, prepare.__doc__ = metric.__name__, metric.__doc__
-    return weighted(prepare)
+    bound = weighted(prepare)
+    bound.shifts_under_resampling = metric.shifts_under_resampling
+    return bound
 
 
 def divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
@@ -62,7 +67,7 @@ def mean_of_rows(row_values: Float[Array, "n"]) -> Prepared:
     """The prepared metric that is the weighted mean of one value a row; rows whose value is NaN do not count."""
     counts = np.isfinite(row_values).astype(np.float64)
     values = np.where(counts > 0, row_values, 0.0)
-    return lambda weights: divide(weights @ values, weights @ counts)
+    return lambda weights: divide(values @ weights, counts @ weights)
 
 
 class Ranking(NamedTuple):
@@ -71,10 +76,10 @@ class Ranking(NamedTuple):
     order: Int[Array, "n"]
     starts: Int[Array, "groups"] | None  # first row of each group in `order`; None when all scores differ
 
-    def group(self, row_values: Float[Array, "R n"]) -> Float[Array, "R groups"]:
+    def group(self, row_values: Float[Array, "n R"]) -> Float[Array, "groups R"]:
         """Sum values given in the original row order over each group of equal scores."""
-        ranked = row_values[..., self.order]
-        return ranked if self.starts is None else np.add.reduceat(ranked, self.starts, axis=-1)
+        ranked = row_values.take(self.order, axis=0)
+        return ranked if self.starts is None else np.add.reduceat(ranked, self.starts, axis=0)
 
     def group_ids(self) -> Int[Array, "n"]:
         """Group number of each row, in the original row order."""
