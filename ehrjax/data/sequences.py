@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import scipy.sparse
 
 from ehrjax.data.events import type_ranks
 from ehrjax.data.labels import Labels
@@ -119,15 +118,6 @@ def build_visit_level_sequences(
     joined = _join(parts, None, sum(len(i) for i in ids))
     columns = (np.concatenate(column) for column in (ids, times, values, masks))
     return _to_sequences(joined, *columns), names
-
-
-def bag_of_codes(sequences: VisitSequences, vocab_size: int) -> scipy.sparse.csr_matrix:
-    """Count of each token in each example (float32 [E, G], sparse): the input of the linear and boosted baselines."""
-    starts = np.asarray(sequences.visit_offsets)[sequences.example_offsets]
-    data = np.ones(len(sequences.codes), np.float32)
-    bags = scipy.sparse.csr_matrix((data, sequences.codes, starts), shape=(len(starts) - 1, vocab_size), copy=True)
-    bags.sum_duplicates()
-    return bags
 
 
 def _make_encoder(store, vocab: Vocabulary, max_visits: int, max_codes: int) -> _Encoder:

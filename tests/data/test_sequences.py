@@ -13,13 +13,13 @@ from ehrjax.data import sequences as sequences_lib
 from ehrjax.data.events import type_ranks
 from ehrjax.data.labels import Labels
 from ehrjax.data.sequences import (
-    bag_of_codes,
     build_visit_level_sequences,
     build_visit_sequences,
     drop_without_visits,
 )
 from ehrjax.data.tasks import TASKS
 from ehrjax.data.vocab import SPECIAL_TOKENS, Vocabulary, fit_vocabulary
+from ehrjax.evaluate.bags import bag_of_codes
 from tests.data.helpers import make_store, seconds
 from tests.data.test_cohorts import DAY, day, histories, patients_of, visit
 
@@ -98,7 +98,7 @@ def test_label_of_no_row_gives_no_example(tmp_path):
     store = make_store(tmp_path, visit(1, 1, 0, 0))
     sequences = build_visit_sequences(store, vocabulary_of(store), labels_at((1, day(1))).take(np.zeros(0, int)))
     assert len(sequences.subject_ids) == len(sequences.codes) == 0
-    assert bag_of_codes(sequences, 9).shape == (0, 9)
+    assert bag_of_codes(sequences, 9).counts.shape == (0, 9)
 
 
 # What is visible
@@ -199,7 +199,7 @@ def test_the_future_of_the_index_time_changes_nothing(tmp_path, future):
     first, second = (build_visit_sequences(store, vocab, labels_at((1, day(3)))) for store in both)
     assert len(words(first, vocab)[0]) == 2
     same(first, second, first._fields)
-    assert (bag_of_codes(first, len(vocab)) != bag_of_codes(second, len(vocab))).nnz == 0
+    assert (bag_of_codes(first, len(vocab)).counts != bag_of_codes(second, len(vocab)).counts).nnz == 0
 
 
 def reference_sequence(store, patient, time, max_visits, max_codes):
@@ -304,7 +304,7 @@ def test_bags_count_tokens(tmp_path):
     store = make_store(tmp_path, events)
     vocab = vocabulary_of(store)
     sequences = build_visit_sequences(store, vocab, labels_at((1, day(0)), (1, day(1))))
-    bags = bag_of_codes(sequences, len(vocab)).toarray()
+    bags = bag_of_codes(sequences, len(vocab)).counts.toarray()
     assert bags[:, 5:].tolist() == [[1, 0], [2, 1]]
     assert (bags[:, :5] == 0).all()
     assert sequences.codes.tolist() == [5, 5, 5, 6]  # the sequences are left as they were
