@@ -14,6 +14,7 @@ import pytest
 from ehrjax.data import build
 from ehrjax.data.build import build_store, list_files, num_partitions, summarise
 from ehrjax.data.store import SCHEMA_VERSION, StoreSettings, open_store
+from experiments.benchmarks.ingestion import ROWS, write_csvs
 
 PATIENTS = "Id,BIRTHDATE,DEATHDATE,GENDER,RACE\na,1950-01-01,,F,white\nb,1960-01-01,2015-01-01,M,black\n"
 ENCOUNTERS = (
@@ -223,6 +224,21 @@ def test_the_command_needs_no_jax(tmp_path):
     command = [sys.executable, "-m", "ehrjax.data.build", "--help"]
     shown = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
     assert "--death-tolerance-days" in shown
+
+
+def test_the_benchmarks_files(tmp_path, monkeypatch):
+    write_csvs(tmp_path / "csv", 20_000)
+    rows = sum(len((tmp_path / "csv" / f"{name}.csv").read_bytes().splitlines()) - 1 for name in [*ROWS, "patients"])
+    store = build_store("synthea", tmp_path / "csv", tmp_path / "one")
+    assert store.report["rows_read"] == rows == 20_040
+    assert set(store.report["rows_by_reason"]) <= {"duplicate_row"}
+    assert store.report["rows_kept"] > 19_900
+    assert len(store.shards) == 1
+    monkeypatch.setattr(build, "_PARTITION_BYTES", 1 << 18)
+    several = build_store("synthea", tmp_path / "csv", tmp_path / "several")
+    assert len(several.shards) > 5
+    for name in ("num_patients", "num_visits", "num_events", "rows_kept", "last_time"):
+        assert several.manifest[name] == store.manifest[name]
 
 
 @pytest.mark.parametrize(
