@@ -14,8 +14,8 @@ from ehrjax.types import Array
 
 NUM_RESAMPLES = 1000
 CONFIDENCE = 0.95
-# Weights of a block stay in a core's cache: 2**18 float64 values are 2 MB. At least 8 weightings, to be worth a loop.
-BLOCK_SIZE, MIN_BLOCK_COLUMNS = 2**18, 8
+# Weights of a block and what is made of them stay in a core's cache: 2**16 float64 values are 512 KB.
+BLOCK_SIZE, MIN_BLOCK_COLUMNS = 2**16, 4
 
 
 class Interval(NamedTuple):
