@@ -197,7 +197,7 @@ def _offsets_in_visit(time: np.ndarray, start: np.ndarray, plan: ShardPlan) -> n
 
 
 def _order_of_ties(value: np.ndarray, *keys: np.ndarray) -> np.ndarray:
-    """Positions that put events equal in all `keys`, which are sorted, in the order of their values."""
+    """Positions that put events equal in all `keys`, which are sorted, in an order fixed by their values' bits."""
     order = np.arange(len(value))
     same = np.ones(max(len(value) - 1, 0), bool)
     for key in keys:

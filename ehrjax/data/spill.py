@@ -24,7 +24,6 @@ _COLUMNS = (
     ("code", np.int32),
     ("value", np.float32),
 )
-_EVENT_BYTES = sum(np.dtype(kind).itemsize for _, kind in _COLUMNS)
 
 
 class Renumbering(NamedTuple):

@@ -242,7 +242,7 @@ def test_a_visit_of_fifty_thousand_codes(tmp_path):
     assert (np.char.replace(names, "LAB//", "").astype(float) == store.shards[0].event_values[:50_000]).all()
 
 
-def test_equal_times_and_codes_come_in_the_order_of_their_values(tmp_path):
+def test_values_settle_the_order_of_equal_times_and_codes(tmp_path):
     values = [3.0, None, 1.0, -2.0, 2.0]
     events = [(1, "2000-01-01", "X", value, None) for value in values]
     forward = make_store(tmp_path / "a", events)
