@@ -144,7 +144,7 @@ def score_histogram(
     path: str | Path, labels: Shaped[Array, "n"], scores: Float[Array, "n"], *, threshold: float | None = None
 ) -> None:
     """Predicted probabilities of positives and negatives, each as a share of its class."""
-    figure, axes = _single("Scores by outcome, test split")
+    figure, axes = _single("Scores by outcome, test split", pad=26)
     labels, scores = np.asarray(labels) > 0.5, np.asarray(scores, np.float64)
     edges = np.linspace(0, max(float(scores.max(initial=0.0)), 1e-6), 41)
     for index, (name, rows) in enumerate((("negative", ~labels), ("positive", labels))):
@@ -302,15 +302,15 @@ def _log_histogram(axes: Axes, values: np.ndarray, xlabel: str, ylabel: str) -> 
         axes.hist(np.full(small.sum(), 0.4), [0.33, 0.5], color=COLOURS[4], edgecolor="white", label=share)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-    _mark_median(axes, values, loc="upper left" if len(values) and np.median(values) > 50 else "upper right")
+    _mark_median(axes, values)
     axes.set(xlabel=xlabel, ylabel=ylabel)
 
 
-def _mark_median(axes: Axes, values: np.ndarray, loc: str = "upper right") -> None:
+def _mark_median(axes: Axes, values: np.ndarray) -> None:
     if len(values):
         median = float(np.median(values))
         axes.axvline(max(median, 0.4), color=COLOURS[1], linestyle="--", label=f"median {median:,.3g}")
-        _legend(axes, loc)
+        _legend(axes)
 
 
 def _cumulated(labels: Array, scores: Array) -> tuple[np.ndarray, np.ndarray]:
@@ -337,16 +337,20 @@ def _dash(index: int) -> Any:
     return DASHES[index % len(DASHES)]
 
 
-def _legend(axes: Axes, loc: str = "upper right") -> None:
+def _legend(axes: Axes, loc: str = "above") -> None:
     """A legend where there is something to explain; its place is given, since looking for the best one is slow."""
-    if axes.get_legend_handles_labels()[0]:
+    if not axes.get_legend_handles_labels()[0]:
+        return
+    if loc == "above":
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, frameon=False, fontsize=8)
+    else:
         axes.legend(loc=loc)
 
 
-def _single(title: str, size: tuple[float, float] = (5.6, 5.0)) -> tuple[Figure, Axes]:
+def _single(title: str, size: tuple[float, float] = (5.6, 5.0), pad: float = 6) -> tuple[Figure, Axes]:
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
-    axes.set_title(title)
+    axes.set_title(title, pad=pad)
     _tidy(axes)
     return figure, axes
 
