@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SCIENTIFIC = {"numpy", "pandas", "pyarrow", "scipy", "tqdm", "jaxtyping"}
-DEVICE = {"jax", "flax", "optax", "orbax", "chex"}
+DEVICE = {"jax", "flax", "optax", "orbax", "chex", "etils"}  # etils: the paths that Orbax takes
 # package -> what its files may import beside the standard library and their own package
 ALLOWED = {
     "configs": {"ml_collections", "configs"},
