@@ -16,10 +16,12 @@ import optax
 from ml_collections import ConfigDict
 
 from configs import lstm_small
+from ehrjax.data.build import READERS
 from ehrjax.models.visit_lstm import VisitLstm
 from ehrjax.train import optimizer
 from ehrjax.types import Outputs, VisitBatch
 
+SOURCES = ("simulate", *READERS)
 FREE_SECTIONS = ("custom_tasks",)  # sections whose keys are the user's own names
 
 
@@ -43,6 +45,11 @@ def check_config(config: ConfigDict) -> ConfigDict:
             hint = f" Did you mean {near[0]!r}?" if near else f" Known keys: {', '.join(sorted(known))}."
             raise ValueError(f"config key {key!r} is not known.{hint}")
     reference.update(config)
+    if reference.data.source not in SOURCES:
+        near = difflib.get_close_matches(str(reference.data.source), SOURCES, n=1) or [", ".join(SOURCES)]
+        raise ValueError(f"data.source={reference.data.source!r} is not known: use {near[0]}.")
+    if reference.train.num_seeds != 1:
+        raise ValueError(f"train.num_seeds={reference.train.num_seeds}: this version trains one seed a run; use 1.")
     return reference
 
 

@@ -53,7 +53,15 @@ def undisturbed(tmp_path_factory):
     return workdir, tiny_fit(workdir)
 
 
-def test_the_first_signal_is_noted_and_a_second_acts_as_ever():
+@pytest.fixture
+def python_handles_sigint():
+    """A process started in the background inherits SIGINT as ignored: give it Python's own handler."""
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, inherited)
+
+
+def test_the_first_signal_is_noted_and_a_second_acts_as_ever(python_handles_sigint):
     before = signal.getsignal(signal.SIGINT)
     with StopRequest() as stop:
         assert stop.signum is None
