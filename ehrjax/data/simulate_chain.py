@@ -63,13 +63,13 @@ HAZARDS = {
 }
 ENTRY_DIABETES = (0.0, 0.001, 0.002, 0.004, 0.007, 0.009, 0.009, 0.008)  # only for who has it when observation begins
 DIABETES_AGE = (0.5, 0.9, 0.95, 1.0, 1.05, 1.1, 1.1, 1.0)
-DIABETES_BY_GLYCAEMIA = (0.010, 0.035, 0.015, 0.160, 0.035, 0.420, 0.0)  # a year, by glycaemia
+DIABETES_BY_GLYCAEMIA = (0.006, 0.030, 0.012, 0.200, 0.040, 0.600, 0.0)  # a year, by glycaemia
 UP_FROM = (0.0, 1.0, 0.27, 1.0, 0.27, 0.0, 0.0)  # a year; from NORMAL by age (HAZARDS), from HIGH_RISK up is diabetes
 DOWN_FROM = (0.0, 0.5, 1.5, 0.5, 1.5, 1.3, 0.0)
 
 BY_SUBTYPE = {
-    "up": (1.6, 1.1, 0.9, 0.6),
-    "diabetes": (1.9, 1.0, 0.8, 0.5),
+    "up": (1.4, 1.05, 0.95, 0.7),
+    "diabetes": (1.7, 1.0, 0.85, 0.55),
     "obesity": (1.8, 1.1, 0.8, 0.6),
     "hypertension": (1.2, 1.8, 0.9, 0.5),
     "kidney": (1.1, 1.8, 0.9, 0.5),
@@ -93,8 +93,8 @@ BY_SEX = {
 }
 # What else multiplies a hazard: a present disease, diabetes, or an acute phase.
 BY_STATE = {
-    "up": {"obesity": 1.6, "steroid": 3.0, "stay": 2.0, "repeat": 2.0},
-    "diabetes": {"obesity": 1.5, "hypertension": 1.2, "steroid": 4.0, "stay": 2.0, "repeat": 2.0},
+    "up": {"obesity": 1.4, "steroid": 3.0, "stay": 2.0, "repeat": 2.0},
+    "diabetes": {"obesity": 1.4, "steroid": 4.0, "stay": 2.0, "repeat": 2.0},
     "obesity": {"steroid": 1.5},
     "hypertension": {"obesity": 1.8, "kidney": 2.0},
     "kidney": {"diabetes": 2.8, "hypertension": 2.0, "heart": 1.6},

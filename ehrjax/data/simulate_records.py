@@ -224,16 +224,16 @@ def _state_codes(visit: Visit, writer: _Writer) -> None:
     """Diagnoses of the recorded state: always when it changes, sometimes later."""
     conditions, routine = CATALOGUES["conditions"], _is(visit, paths.WELLNESS, paths.FOLLOW_UP)
     for disease, code in codes.DISEASE_CODES.items():
-        again = (visit.draws.uniform(f"state/{disease}") < 0.3) & routine & visit.present[disease]
+        again = (visit.draws.uniform(f"state/{disease}") < 0.4) & routine & visit.present[disease]
         writer.add("conditions", np.flatnonzero(visit.starts[disease] | again), conditions[code])
         plan = np.flatnonzero(visit.starts[disease])
         writer.add("careplans", plan, CATALOGUES["careplans"][CAREPLANS[disease]])
     moved = np.isin(visit.event, (chain.E_UP, chain.E_DOWN, chain.E_DIABETES)) | (visit.kind == paths.ENTRY)
-    mentioned = (visit.draws.uniform("state/level") < 0.4) & ~_is(visit, paths.ACUTE, paths.SERIES)
+    mentioned = (visit.draws.uniform("state/level") < 0.8) & ~_is(visit, paths.ACUTE, paths.SERIES)
     for level, code in codes.LEVEL_CODES.items():
         rows = np.flatnonzero((moved | mentioned) & (visit.level == level))
         writer.add("conditions", rows, conditions[code])
-    normal = (visit.event == chain.E_DOWN) | ((visit.draws.uniform("state/normal") < 0.15) & routine & (visit.age > 25))
+    normal = (visit.event == chain.E_DOWN) | ((visit.draws.uniform("state/normal") < 0.5) & routine & (visit.age > 25))
     rows = np.flatnonzero(normal & (visit.level == 0))
     writer.add("procedures", rows, CATALOGUES["procedures"][codes.NORMAL_GLUCOSE_PROCEDURE])
     plan = np.flatnonzero(visit.starts["diabetes"])
