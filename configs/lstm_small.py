@@ -53,6 +53,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train.num_steps = 1000
     config.train.batch_size = 64
     config.train.num_buckets = 4  # groups of patients by number of visits; a run compiles once for each, and one more
+    config.train.every_visit = True  # train on all index visits of a patient in one pass, not on the few drawn ones
     config.train.num_seeds = 1
     config.train.seed = 0
     config.train.eval_every = 50

@@ -67,13 +67,13 @@ def config_hash(config: ConfigDict) -> str:
 MODELS = {"visit_lstm": VisitLstm}
 
 
-def make_model(config: ConfigDict, *, vocab_size: int, num_outputs: int) -> nn.Module:
-    """The model of `config.model`, with the sizes that the data decide."""
+def make_model(config: ConfigDict, *, vocab_size: int, num_outputs: int, level: str = "patient") -> nn.Module:
+    """The model of `config.model`, with the sizes that the data decide; either `level` has the same parameters."""
     fields = config.model.to_dict()
     name = fields.pop("name")
     if name not in MODELS:
         raise ValueError(f"model.name={name!r} is not known: use one of {', '.join(MODELS)}.")
-    return MODELS[name](vocab_size=vocab_size, num_outputs=num_outputs, **fields)
+    return MODELS[name](vocab_size=vocab_size, num_outputs=num_outputs, level=level, **fields)
 
 
 def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, optimizer.Plateau | None]:

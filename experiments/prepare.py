@@ -16,7 +16,7 @@ from ehrjax.data import build as data_build
 from ehrjax.data import simulate
 from ehrjax.data.cohorts import make_labels
 from ehrjax.data.labels import Labels, read_meds_labels, shortage, write_meds_labels
-from ehrjax.data.sequences import build_visit_sequences, drop_without_visits
+from ehrjax.data.sequences import build_visit_level_sequences, build_visit_sequences, drop_without_visits
 from ehrjax.data.splits import SPLITS, assert_disjoint, assign_splits, check_splits, save_splits
 from ehrjax.data.store import Store, StoreSettings
 from ehrjax.data.tasks import Task, get_task, task_from_dict
@@ -41,10 +41,15 @@ class Data:
 
 
 class SplitData(NamedTuple):
-    """One split of one task."""
+    """One split of one task.
+
+    Validation and test have one example a label row. So has train, or one example a patient with a label at each of the
+    patient's index visits (`level` "visit", see `_every_visit`); then `labels` holds the rows that found a place.
+    """
 
     labels: Labels
     sequences: VisitSequences
+    level: str = "patient"
 
 
 def prepare_data(config: ConfigDict, workdir: Path) -> Data:
@@ -163,14 +168,31 @@ def prepare_task(
         return None, reason, first.flow
     stores = {"train": data.stores[0], "val": data.stores[0], "test": data.stores[-1]}
     settings = {"max_visits": config.data.max_visits, "max_codes": config.data.max_codes}
-    return (
-        {
-            split: SplitData(part, build_visit_sequences(stores[split], data.vocab, part, **settings))
-            for split, part in parts.items()
-        },
-        "",
-        first.flow,
-    )
+    every = _every_visit(name, parts["train"], data, config, settings)
+    splits = {"val", "test"} if every else set(parts)
+    built = {
+        split: SplitData(parts[split], build_visit_sequences(stores[split], data.vocab, parts[split], **settings))
+        for split in splits
+    }
+    return built | ({"train": every} if every else {}), "", first.flow
+
+
+def _every_visit(name: str, drawn: Labels, data: Data, config: ConfigDict, settings: dict) -> SplitData | None:
+    """Train on all index visits of each train patient, in one causal pass; None where that gives no more than `drawn`.
+
+    A task draws a few index visits a patient so that every patient weighs alike in the test figures; a model (and the
+    baselines with it) learns far more from all of them, and a recurrent one at no more cost.
+    """
+    task = find_task(name, config)
+    is_causal = not config.model.bidirectional
+    if not (config.train.every_visit and is_causal) or isinstance(task, Path) or task.index != "every_visit":
+        return None
+    outputs = drawn.names if task.kind in ("multilabel", "multiclass") else None
+    labels = make_labels(data.stores[0], replace(task, max_rows_per_patient=None), outputs=outputs)
+    labels = _rows_of(labels, data.splits["train"])
+    sequences = build_visit_level_sequences(data.stores[0], data.vocab, labels, **settings)
+    is_more = sequences.label_mask.any(axis=1).sum() > len(drawn.times)
+    return SplitData(labels, sequences, "visit") if is_more else None
 
 
 def _make_labels(name: str, data: Data, config: ConfigDict) -> tuple[Labels, Labels]:

@@ -16,17 +16,19 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ehrjax.data.batching import VisitBatches
+from ehrjax.data.packing import pack_visits
 from ehrjax.evaluate import plots
-from ehrjax.evaluate.bags import bag_of_codes
+from ehrjax.evaluate.bags import Features, bag_of_codes
 from ehrjax.evaluate.baselines import fit_baselines
 from ehrjax.evaluate.predict import predict, write_predictions
 from ehrjax.evaluate.report import write_json, write_report
 from ehrjax.evaluate.tables import results_table
 from ehrjax.metrics.summary import best_threshold, evaluate
 from ehrjax.objectives.supervised import make_supervised_objective
-from ehrjax.train.loop import FitResult, fit
+from ehrjax.train.loop import FitResult, batch_example_ids, fit
 from ehrjax.train.state import create_state
 from ehrjax.train.step import make_eval_step, make_train_step, mean_metrics
+from ehrjax.types import VisitSequences
 from experiments import build, oracle
 from experiments.prepare import Data, SplitData, candidate_tasks, prepare_data, prepare_task
 
@@ -67,12 +69,12 @@ def run_task(name: str, data: Data, config: ConfigDict, workdir: Path, results: 
     if parts is None:
         print(f"{name}: not trained. {reason}", flush=True)
         return {"kind": None, "skipped": reason, "flow": flow}
-    sizes = {split: len(part.labels.times) for split, part in parts.items()}
+    sizes = _count_rows(parts)
     print(f"{name}: {sizes['train']:,} train, {sizes['val']:,} val, {sizes['test']:,} test rows", flush=True)
     meta = {"config": build.config_hash(config), "vocabulary": data.vocab.content_hash}
     trained, model, loaders = train_task(name, parts, data, config, workdir, meta=meta, command=command)
     results["model"] = {"name": config.model.name, "num_params": build.count_params(trained.params)}
-    results["train"] = _add_training(results["train"], trained, loaders["train"])
+    results["train"] = _add_training(results["train"], trained, parts["train"].sequences, loaders["train"])
     return evaluate_task(name, parts, model, trained, loaders, data, config, workdir) | {"flow": flow}
 
 
@@ -81,24 +83,21 @@ def train_task(
 ) -> tuple[FitResult, Any, dict[str, VisitBatches]]:
     """Fit the model on train with early stopping on val; resumes from the workdir's checkpoints."""
     labels = parts["train"].labels
-    limits = {
-        "batch_size": config.train.batch_size,
-        "num_buckets": config.train.num_buckets,
-        "max_codes": config.data.max_codes,
-    }
-    loaders = {k: VisitBatches(part.sequences, seed=config.train.seed, **limits) for k, part in parts.items()}
-    model = build.make_model(config, vocab_size=len(data.vocab), num_outputs=labels.num_outputs)
-    objective = make_supervised_objective(model, labels.kind)
+    loaders, examples_of = make_loaders(parts, config)
+    sizes = {"vocab_size": len(data.vocab), "num_outputs": labels.num_outputs}
+    model = build.make_model(config, **sizes)
+    in_rows = build.make_model(config, **sizes, level=loaders["train"].level)
+    objectives = {m: make_supervised_objective(m, labels.kind) for m in (model, in_rows)}
     tx, plateau = build.make_optimizer(config)
     init_key, base_key = jax.random.split(jax.random.key(config.train.seed))
-    params = jax.jit(model.init)(init_key, loaders["train"].batch_at(0))["params"]
+    params = jax.jit(in_rows.init)(init_key, loaders["train"].batch_at(0))["params"]
     trained = fit(
         state=create_state(params, tx),
-        train_step=make_train_step(objective, tx),
+        train_step=make_train_step(objectives[in_rows], tx),
         batch_at=loaders["train"].batch_at,
         num_steps=config.train.num_steps,
         base_key=base_key,
-        eval_fn=_validation(model, objective, loaders["val"], parts["val"], labels.kind),
+        eval_fn=_validation(objectives[model], loaders["val"]),
         eval_every=config.train.eval_every,
         patience=config.train.patience,
         plateau=plateau,
@@ -107,15 +106,36 @@ def train_task(
         part=name,
         meta=meta,
         resume_command=command,
+        examples_of=examples_of,
     )
     return trained, model, loaders
 
 
-def _validation(model, objective, batches: VisitBatches, part: SplitData, kind: str):
+def make_loaders(parts: dict[str, SplitData], config: ConfigDict) -> tuple[dict[str, VisitBatches], Any]:
+    """Batches of each split, and which examples a training batch holds.
+
+    Train comes in packed rows, about `batch_size` patients at a time; a bidirectional model, which would read on into
+    the next patient's place, gets one patient a row.
+    """
+    limits = {"max_codes": config.data.max_codes, "seed": config.train.seed}
+    size, num_buckets = config.train.batch_size, config.train.num_buckets
+    loaders = {
+        split: VisitBatches(part.sequences, batch_size=size, num_buckets=num_buckets, **limits)
+        for split, part in parts.items()
+        if split != "train" or config.model.bidirectional
+    }
+    if config.model.bidirectional:
+        return loaders, batch_example_ids
+    packed = pack_visits(parts["train"].sequences, level=parts["train"].level)
+    rows = max(1, round(size * (len(packed.offsets) - 1) / len(packed.members)))
+    loaders["train"] = VisitBatches(packed.sequences, batch_size=rows, num_buckets=1, level="visit", **limits)
+    return loaders, lambda batch: packed.examples_of(batch.example_ids)
+
+
+def _validation(objective, batches: VisitBatches):
     """`eval_fn(params)`: loss and the metrics of the kind on val (no intervals: it runs every few seconds)."""
     step = jax.jit(make_eval_step(objective))
     prepared = list(batches.eval_batches())
-    del model, part, kind
 
     def eval_fn(params: Any) -> dict[str, float]:
         return mean_metrics(jax.device_get([step(params, batch) for batch in prepared]), prefix="val/")
@@ -171,7 +191,7 @@ def evaluate_task(
         names=labels.names,
         threshold=threshold,
     )
-    sizes = {f"num_{k}": len(part.labels.times) for k, part in parts.items()}
+    sizes = {f"num_{split}": count for split, count in _count_rows(parts).items()}
     prevalence = float(labels.values[labels.mask].mean()) if kind in ("binary", "multilabel") else None
     row = {"kind": kind, **sizes, "prevalence": prevalence, "threshold": threshold}
     row |= {"test": measure(scores), "baselines": baselines, "oracle": ceiling}
@@ -194,20 +214,28 @@ def _measure(kind: str, val, test, config: ConfigDict, scores: dict[str, np.ndar
 
 
 def _fit_baselines(parts: dict[str, SplitData], data: Data, config: ConfigDict):
-    labels = {k: part.labels.values for k, part in parts.items()}
-    masks = {k: part.labels.mask for k, part in parts.items()}
-    features = {k: bag_of_codes(part.sequences, len(data.vocab)) for k, part in parts.items()}
+    labels, masks, features = {}, {}, {}
+    for split, (_, sequences, level) in parts.items():
+        rows = np.flatnonzero(sequences.label_mask.any(axis=1))
+        labels[split], masks[split] = sequences.labels[rows], sequences.label_mask[rows]
+        bags = bag_of_codes(sequences, len(data.vocab), level=level)
+        features[split] = Features(bags.counts[rows], bags.dense[rows])
     train = parts["train"].labels
     num_classes = train.num_outputs if train.kind == "multiclass" else None
     names = tuple(config.eval.baselines)
     return fit_baselines(train.kind, features, labels, masks, num_classes=num_classes, names=names)
 
 
-def _add_training(total: dict | None, trained: FitResult, batches: VisitBatches) -> dict[str, Any]:
+def _count_rows(parts: dict[str, SplitData]) -> dict[str, int]:
+    return {split: int(part.sequences.label_mask.any(axis=1).sum()) for split, part in parts.items()}
+
+
+def _add_training(
+    total: dict | None, trained: FitResult, sequences: VisitSequences, batches: VisitBatches
+) -> dict[str, Any]:
     """The `train` part of results.json: steps, seconds and compilations add up over the tasks, rates are the last's."""
     total = total or {"steps": 0, "seconds": 0.0, "num_compilations": 0}
-    num_codes = int(batches.sequences.visit_offsets[-1])
-    tokens = trained.examples_per_second * num_codes / batches.num_examples
+    tokens = trained.examples_per_second * len(sequences.codes) / len(sequences.subject_ids)
     return {
         "steps": total["steps"] + trained.steps,
         "seconds": round(total["seconds"] + trained.seconds, 3),

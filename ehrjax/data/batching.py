@@ -55,9 +55,10 @@ class VisitBatches:
         return self.collate(self._epoch(epoch)[index])
 
     def eval_batches(self) -> Iterator[VisitBatch]:
-        """Every example once, in the order of the sequences."""
+        """Every example once, those of like length together (`example_ids` tell which they are)."""
+        order = np.argsort(self._buckets, kind="stable")
         for start in range(0, self.num_examples, self.batch_size):
-            yield self.collate(np.arange(start, min(start + self.batch_size, self.num_examples)))
+            yield self.collate(order[start : start + self.batch_size])
 
     @cached_property
     def padding_fraction(self) -> float:
@@ -87,6 +88,7 @@ class VisitBatches:
             label_mask=_fill(label_slots, sequences.label_mask[label_rows]),
             example_mask=np.arange(rows) < len(ids),
             example_ids=_padded(ids.astype(np.int32), rows, empty=-1),
+            segments=None if sequences.segments is None else _fill(visit_mask, sequences.segments[visits], empty=-1),
         )
 
     def _epoch(self, epoch: int) -> list[Int[np.ndarray, "N"]]:

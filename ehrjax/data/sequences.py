@@ -12,9 +12,7 @@ import numpy as np
 
 from ehrjax.data.events import type_ranks
 from ehrjax.data.labels import Labels
-from ehrjax.data.next_visit import fit_outputs, next_visit_values, output_columns
-from ehrjax.data.tasks import Task, get_task
-from ehrjax.data.timeline import DAY, NEVER, NULL_TIME, YEAR, SortedTimes, Timeline, expand, rank_in_group
+from ehrjax.data.timeline import DAY, NEVER, NULL_TIME, YEAR, SortedTimes, Timeline, expand, rank_in_group, running_max
 from ehrjax.data.vocab import EncodeTable, Vocabulary
 from ehrjax.types import VisitSequences
 
@@ -29,7 +27,6 @@ class _Ragged(NamedTuple):
     visits_each: np.ndarray  # visits of each example
     ages: np.ndarray
     gap_days: np.ndarray
-    visits: np.ndarray  # position in the shard
 
 
 class _Encoder(NamedTuple):
@@ -78,46 +75,37 @@ def drop_without_visits(store, labels: Labels) -> Labels:
 
 
 def build_visit_level_sequences(
-    store,
-    vocab: Vocabulary,
-    task: Task | str,
-    *,
-    train_subjects: np.ndarray | None = None,
-    outputs: tuple[str, ...] | None = None,
-    max_visits: int = 50,
-    max_codes: int = 512,
-) -> tuple[VisitSequences, tuple[str, ...]]:
-    """One example a patient with labels at every visit (next_codes, next_class), and the names of the outputs.
+    store, vocab: Vocabulary, labels: Labels, *, max_visits: int = 50, max_codes: int = 512
+) -> VisitSequences:
+    """One example a patient with its label rows at the visits: all index times of a patient in one pass.
 
-    At visit v everything of visits 1..v is known, so the index time there is the latest event or end of these, and the
-    target is the first visit that begins after it (overlapping visits are no target). A visit without one (the last)
-    is masked; a patient without any is left out. For models that do not look ahead: not for bidirectional ones.
-    `train_subjects` and `outputs` are as in `make_labels`.
+    For models that do not look ahead. A row stands at visit v where its index time shows visits 1..v whole and nothing
+    of a later one, so that the state after v has read exactly what `build_visit_sequences` shows. Other rows (within a
+    visit, or while an earlier visit is still open) have no such place and are left out; of rows with the same place the
+    latest counts. A record of more than `max_visits` visits becomes several examples that overlap by half, each label
+    in one of them. Patients without a placed row are left out; `label_mask` tells how many rows were placed.
     """
-    task = get_task(task) if isinstance(task, str) else task
-    names = outputs or fit_outputs(store, task, train_subjects)
-    column = output_columns(store, task, names)
     encoder = _make_encoder(store, vocab, max_visits, max_codes)
-    parts, ids, times, values, masks = [], [], [], [], []
-    for shard in store.shards:
+    parts, ids, times, rows_at = [], [], [], []
+    for shard, rows in _by_shard(store, labels.subject_ids):
         line = Timeline.of(shard)
-        target = _next_visits(shard, line)
-        has_target = np.zeros(len(shard.subject_ids), bool)
-        has_target[line.visit_rows[(target >= 0) & (line.known != NEVER)]] = True
-        rows = np.flatnonzero(has_target)
-        for piece in _pieces(shard, rows):
-            part = _gather(shard, line, encoder, rows[piece], np.full(len(piece), line.last.max()))
-            value, _, valid = next_visit_values(shard, column, names, task, target[part.visits])
-            parts.append(part)
-            ids.append(np.asarray(shard.subject_ids)[rows[piece]])
-            times.append(np.maximum.reduceat(line.last[part.visits], np.cumsum(part.visits_each) - part.visits_each))
-            values.append(value)
-            masks.append(np.repeat(valid[:, None], value.shape[1], axis=1))
-    if not parts:
-        raise ValueError(f"task {task.name!r}: no patient has a visit that follows another: it needs longer records.")
+        visits, row_at = _place(shard, line, labels, rows)
+        sizes = np.diff(np.asarray(shard.event_offsets))[visits]
+        for place, owner, counts in _windows(line.visit_rows[visits], row_at, sizes, max_visits):
+            first = np.flatnonzero(rank_in_group(owner) == 0)
+            patients = line.visit_rows[visits[place[first]]]
+            row = np.where(counts, row_at[place], -1)
+            index_times = np.where(row < 0, NULL_TIME, labels.times[row])
+            everything = np.full(len(patients), line.last.max())
+            parts.append(_read(shard, encoder, patients, visits[place], owner, everything))
+            ids.append(np.asarray(shard.subject_ids)[patients])
+            times.append(np.maximum.reduceat(index_times, first))
+            rows_at.append(row)
     joined = _join(parts, None, sum(len(i) for i in ids))
-    columns = (np.concatenate(column) for column in (ids, times, values, masks))
-    return _to_sequences(joined, *columns), names
+    empty = np.zeros(0, np.int64)
+    row, ids, times = (np.concatenate([*column, empty]) for column in (rows_at, ids, times))
+    mask = labels.mask[row] & (row >= 0)[:, None]
+    return _to_sequences(joined, ids, times, np.where(mask, labels.values[row], 0).astype(labels.values.dtype), mask)
 
 
 def _make_encoder(store, vocab: Vocabulary, max_visits: int, max_codes: int) -> _Encoder:
@@ -137,9 +125,54 @@ def _by_shard(store, subject_ids: np.ndarray) -> Iterator[tuple[object, np.ndarr
 
 def _pieces(shard, rows: np.ndarray) -> list[np.ndarray]:
     """Positions in `rows` (patients), cut so that no piece has many more than `_CHUNK_EVENTS` events to go through."""
-    num_events = np.diff(np.asarray(shard.event_offsets)[shard.visit_offsets])[rows]
-    piece = np.cumsum(num_events) // _CHUNK_EVENTS
-    return np.split(np.arange(len(rows)), np.flatnonzero(np.diff(piece)) + 1) if len(rows) else []
+    return _cut(np.diff(np.asarray(shard.event_offsets)[shard.visit_offsets])[rows])
+
+
+def _cut(sizes: np.ndarray) -> list[np.ndarray]:
+    """Positions in pieces of about `_CHUNK_EVENTS` in all."""
+    piece = np.cumsum(sizes) // _CHUNK_EVENTS
+    return np.split(np.arange(len(sizes)), np.flatnonzero(np.diff(piece)) + 1) if len(sizes) else []
+
+
+def _place(shard, line: Timeline, labels: Labels, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The shard's visits that have events, and the label row that stands at each (-1 = none)."""
+    visits = np.flatnonzero(line.known != NEVER)
+    owner, known = line.visit_rows[visits], line.known[visits]
+    patients, times = np.searchsorted(shard.subject_ids, labels.subject_ids[rows]), labels.times[rows]
+    num_seen = SortedTimes(owner, known).count_until(patients, times)
+    at = np.searchsorted(owner, patients) + num_seen - 1
+    # Visits 1..n lie whole before the index time, and it shows n: so these are the ones.
+    whole_by = running_max(owner, line.last[visits])
+    fits = (num_seen > 0) & (whole_by[np.minimum(at, len(visits) - 1)] <= times) if len(visits) else num_seen > 0
+    order = np.flatnonzero(fits)[np.argsort(times[fits], kind="stable")]
+    row_at = np.full(len(visits), -1)
+    row_at[at[order]] = rows[order]
+    return visits, row_at
+
+
+def _windows(owner: np.ndarray, row_at: np.ndarray, sizes: np.ndarray, max_visits: int) -> Iterator[tuple]:
+    """Runs of at most `max_visits` visits that end with a label: positions, run of each, and whether its label counts.
+
+    Each yield is a part of them with about `_CHUNK_EVENTS` of `sizes` events.
+    """
+    rank, labelled = rank_in_group(owner), row_at >= 0
+    patients, first = np.unique(owner, return_index=True)
+    length = np.zeros(len(patients), np.int64)  # up to the last label
+    np.maximum.at(length, np.searchsorted(patients, owner[labelled]), rank[labelled] + 1)
+    stride = max(max_visits // 2, 1)
+    num_runs = np.where(length > 0, 1 + np.maximum(-(-(length - max_visits) // stride), 0), 0)
+    whose = np.repeat(np.arange(len(patients)), num_runs)
+    number = rank_in_group(whose)
+    start = first[whose] + number * stride
+    last_label = np.maximum.accumulate(np.where(labelled, np.arange(len(owner)), -1))
+    end = last_label[np.minimum(start + max_visits, (first + length)[whose]) - 1] + 1
+    fresh = np.where(number == 0, start, start + max_visits - stride)  # what the run before did not count
+    used = end > fresh
+    start, end, fresh = start[used], end[used], fresh[used]
+    num_events = np.append(0, np.cumsum(sizes))
+    for piece in _cut(num_events[end] - num_events[start]):
+        place, run = expand(start[piece], (end - start)[piece])
+        yield place, run, labelled[place] & (place >= fresh[piece][run])
 
 
 def _gather(shard, line: Timeline, encoder: _Encoder, rows: np.ndarray, times: np.ndarray) -> _Ragged:
@@ -150,7 +183,11 @@ def _gather(shard, line: Timeline, encoder: _Encoder, rows: np.ndarray, times: n
     visits, owner = visits[seen], owner[seen]
     total = np.bincount(owner, minlength=len(rows))
     recent = total[owner] - rank_in_group(owner) <= encoder.max_visits
-    visits, owner = visits[recent], owner[recent]
+    return _read(shard, encoder, rows, visits[recent], owner[recent], times)
+
+
+def _read(shard, encoder: _Encoder, rows: np.ndarray, visits: np.ndarray, owner: np.ndarray, times) -> _Ragged:
+    """These visits of examples 0, 1, .. (`owner`), of patients `rows`, as they stand at `times` of the examples."""
     codes, codes_each = _gather_codes(shard, encoder, rows, visits, owner, times)
     starts = np.asarray(shard.visit_start)[visits]
     gaps = np.diff(starts, prepend=starts[:1]) / DAY
@@ -158,7 +195,7 @@ def _gather(shard, line: Timeline, encoder: _Encoder, rows: np.ndarray, times: n
     birth = np.asarray(shard.birth)[rows][owner]
     ages = np.where(birth == NULL_TIME, 0, np.maximum(starts - np.where(birth == NULL_TIME, starts, birth), 0)) / YEAR
     visits_each = np.bincount(owner, minlength=len(rows))
-    return _Ragged(codes, codes_each, visits_each, ages.astype(np.float32), gaps.astype(np.float32), visits)
+    return _Ragged(codes, codes_each, visits_each, ages.astype(np.float32), gaps.astype(np.float32))
 
 
 def _gather_codes(shard, encoder: _Encoder, rows, visits, owner, times) -> tuple[np.ndarray, np.ndarray]:
@@ -182,21 +219,11 @@ def _gather_codes(shard, encoder: _Encoder, rows, visits, owner, times) -> tuple
     return encoder.table.encode(ids[fits], values[fits]), np.bincount(place[fits], minlength=len(visits))
 
 
-def _next_visits(shard, line: Timeline) -> np.ndarray:
-    """For each visit, the first of the patient's that begins after all that is known by its end; -1 = none."""
-    start = np.asarray(shard.visit_start)
-    # A running maximum within each patient: lifting every patient above the one before makes it a single one.
-    low = int(line.last.min(initial=0))
-    span = int(line.last.max(initial=0)) - low + 1
-    known_by = np.maximum.accumulate(line.last - low + line.visit_rows * span) + low - line.visit_rows * span
-    return SortedTimes(line.visit_rows, start).index_after(line.visit_rows, known_by)
-
-
 def _join(parts: list[_Ragged], order: list[np.ndarray] | None, num_examples: int) -> _Ragged:
     """All parts one after another; with `order`, the examples at those positions of the result."""
     if not parts:
         empty = np.zeros(0, np.int64)
-        return _Ragged(empty.astype(np.int32), empty, np.zeros(num_examples, np.int64), empty, empty, empty)
+        return _Ragged(empty.astype(np.int32), empty, np.zeros(num_examples, np.int64), empty, empty)
     whole = _Ragged(*(np.concatenate(column) for column in zip(*parts, strict=True)))
     if order is None:
         return whole
@@ -209,8 +236,8 @@ def _join(parts: list[_Ragged], order: list[np.ndarray] | None, num_examples: in
         return whole._replace(visits_each=visits_each)
     visits, _ = expand(first, visits_each)
     codes, _ = expand((np.cumsum(whole.codes_each) - whole.codes_each)[visits], whole.codes_each[visits])
-    a_visit = (whole.ages[visits], whole.gap_days[visits], whole.visits[visits])
-    return _Ragged(whole.codes[codes], whole.codes_each[visits], visits_each, *a_visit)
+    times = (whole.ages[visits], whole.gap_days[visits])
+    return _Ragged(whole.codes[codes], whole.codes_each[visits], visits_each, *times)
 
 
 def _refuse_empty(visits_each: np.ndarray, labels: Labels) -> None:

@@ -36,6 +36,20 @@ def rank_in_group(groups: np.ndarray) -> np.ndarray:
     return np.arange(len(groups)) - starts[np.cumsum(is_start) - 1]
 
 
+def running_max(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Largest value so far within each run of equal groups (numbers that ascend), int64.
+
+    >>> running_max(np.array([0, 0, 0, 1, 1]), np.array([5, 3, 6, -1, -2]))
+    array([ 5,  5,  6, -1, -1])
+    """
+    if not len(values):
+        return np.zeros(0, np.int64)
+    # Lifting every group above the one before makes them a single run.
+    low = int(values.min())
+    lift = groups * (int(values.max()) - low + 1)
+    return np.maximum.accumulate(values - low + lift) + low - lift
+
+
 class Timeline(NamedTuple):
     """Per visit of a shard: whose it is, and when it was first and last heard of (seconds)."""
 

@@ -42,22 +42,28 @@ class VisitLstm(nn.Module):
     @nn.compact
     def __call__(self, batch: VisitBatch, *, train: bool = False) -> Outputs:
         """Return logits [B K] or [B V K], `hidden` [B V H], `pooled` [B H] and, for attention, code weights [B T]."""
-        self._check()
+        self._check(batch)
         num_visits = batch.visit_mask.shape[1]
-        embedded = nn.Embed(self.vocab_size, self.embed_dim, name="embedding")(batch.codes)
+        embedded = nn.Embed(
+            self.vocab_size, self.embed_dim, embedding_init=nn.initializers.normal(1.0), name="embedding"
+        )(batch.codes)
         visits, attention = VisitPooling(self.pooling, name="pooling")(embedded, batch.code_visits, num_visits)
         if self.use_time_features:
             visits = jnp.concatenate([visits, time_features(batch)], axis=-1)
         dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
         lstm = Lstm(self.hidden_dim, self.num_layers, self.dropout_rate, self.bidirectional, name="lstm")
-        hidden, pooled = lstm(dropout(visits), batch.visit_mask, train=train)
+        hidden, pooled = lstm(dropout(visits), batch.visit_mask, batch.segments, train=train)
         head = nn.Dense(self.num_outputs, name="head")
         logits = head(dropout(pooled if self.level == "patient" else hidden))
         return Outputs(logits=logits, pooled=pooled, hidden=hidden, attention=attention)
 
-    def _check(self):
+    def _check(self, batch):
         if self.level not in ("patient", "visit"):
             raise ValueError(f"level={self.level!r} is not known: use 'patient' or 'visit'.")
+        if self.level == "patient" and batch.segments is not None:
+            raise ValueError(
+                "a packed row holds several patients: use level='visit', with labels at their last visits."
+            )
         if self.level == "visit" and self.bidirectional:
             raise ValueError(
                 "level='visit' with bidirectional=True would let a visit's logits read later visits: "

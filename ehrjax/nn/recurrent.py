@@ -9,26 +9,31 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
 def lstm_scan(
-    projected: Float[Array, "V B 4*H"], kernel: Float[Array, "H 4*H"], mask: Bool[Array, "V B"], reverse: bool = False
+    projected: Float[Array, "V B 4*H"],
+    kernel: Float[Array, "H 4*H"],
+    mask: Bool[Array, "V B"],
+    starts: Bool[Array, "V B"] | None = None,
+    reverse: bool = False,
 ) -> Float[Array, "V B H"]:
     """Hidden state after each step, time first; a masked step hands on the state before it (zeros at the start).
 
-    `projected` is the input times its kernel plus the bias. `reverse` runs from the last step to the first.
+    `projected` is the input times its kernel plus the bias. `reverse` runs from the last step to the first. Where
+    `starts`, the step begins from zeros, as the first of another patient in the same row does.
     The gradient is written out (reverse mode only): the transpose of a scan would add a [H 4H] matrix at every step,
     where one matrix product after the backward scan does.
     """
-    return _lstm_forward(projected, kernel, mask, reverse)[0]
+    return _lstm_forward(projected, kernel, mask, starts, reverse)[0]
 
 
-def _lstm_forward(projected, kernel, mask, reverse):
+def _lstm_forward(projected, kernel, mask, starts, reverse):
     def step(carry, inputs):
-        hidden, cell = carry
-        projected_t, mask_t = inputs
+        projected_t, mask_t, starts_t = inputs
+        hidden, cell = _reset(carry, starts_t)
         gates = _activate(projected_t + hidden @ kernel)
         gate_in, gate_forget, candidate, gate_out = gates
         new_cell = gate_forget * cell + gate_in * candidate
@@ -39,17 +44,17 @@ def _lstm_forward(projected, kernel, mask, reverse):
         return (hidden, cell), (hidden, cell, gates)
 
     start = jnp.zeros((projected.shape[1], kernel.shape[0]), projected.dtype)
-    _, (hiddens, cells, gates) = jax.lax.scan(step, (start, start), (projected, mask), reverse=reverse)
-    return hiddens, (hiddens, cells, gates, kernel, mask)
+    _, (hiddens, cells, gates) = jax.lax.scan(step, (start, start), (projected, mask, starts), reverse=reverse)
+    return hiddens, (hiddens, cells, gates, kernel, mask, starts)
 
 
 def _lstm_backward(reverse, saved, d_hiddens):
-    hiddens, cells, gates, kernel, mask = saved
+    hiddens, cells, gates, kernel, mask, starts = saved
     transposed = kernel.T
 
     def step(carry, inputs):
         d_hidden, d_cell = carry
-        d_output, cell, previous_cell, (gate_in, gate_forget, candidate, gate_out), mask_t = inputs
+        d_output, cell, previous_cell, (gate_in, gate_forget, candidate, gate_out), mask_t, starts_t = inputs
         keep = mask_t[:, None]
         d_hidden = d_hidden + d_output
         d_new = jnp.where(keep, d_hidden, 0.0)
@@ -63,14 +68,16 @@ def _lstm_backward(reverse, saved, d_hiddens):
         ]
         d_projected = jnp.concatenate(d_gates, axis=-1)
         d_hidden = jnp.where(keep, d_projected @ transposed, d_hidden)
-        return (d_hidden, jnp.where(keep, d_new_cell * gate_forget, d_cell)), d_projected
+        d_cell = jnp.where(keep, d_new_cell * gate_forget, d_cell)
+        return _reset((d_hidden, d_cell), starts_t), d_projected
 
     start = jnp.zeros_like(hiddens[0])
-    inputs = (d_hiddens, cells, _previous(cells, reverse), gates, mask)
+    inputs = (d_hiddens, cells, _previous(cells, starts, reverse), gates, mask, starts)
     _, d_projected = jax.lax.scan(step, (start, start), inputs, reverse=not reverse)
     width = kernel.shape[0]
-    d_kernel = _previous(hiddens, reverse).reshape(-1, width).T @ d_projected.reshape(-1, 4 * width)
-    return d_projected, d_kernel, None
+    before = _previous(hiddens, starts, reverse)
+    d_kernel = before.reshape(-1, width).T @ d_projected.reshape(-1, 4 * width)
+    return d_projected, d_kernel, None, None
 
 
 lstm_scan.defvjp(_lstm_forward, _lstm_backward)
@@ -80,7 +87,8 @@ class Lstm(nn.Module):
     """Stacked LSTM with dropout between layers (none after the last), uni- or bidirectional.
 
     Returns the outputs [B V H] (zeros where `mask` is False) and the last state [B H] of the top layer: the carry after
-    the last real step, zeros for a row without one. Bidirectional outputs are 2H wide, forward half first.
+    the last real step, zeros for a row without one. Bidirectional outputs are 2H wide, forward half first. In rows of
+    several patients `segments` numbers the patient of each visit, and no state passes from one to the next.
     """
 
     hidden_dim: int
@@ -90,7 +98,12 @@ class Lstm(nn.Module):
 
     @nn.compact
     def __call__(
-        self, inputs: Float[Array, "B V D"], mask: Bool[Array, "B V"], *, train: bool = False
+        self,
+        inputs: Float[Array, "B V D"],
+        mask: Bool[Array, "B V"],
+        segments: Int[Array, "B V"] | None = None,
+        *,
+        train: bool = False,
     ) -> tuple[Float[Array, "B V H"], Float[Array, "B H"]]:
         mask = mask.T
         outputs = jnp.swapaxes(inputs, 0, 1)
@@ -98,19 +111,18 @@ class Lstm(nn.Module):
         for layer in range(self.num_layers):
             if layer > 0:
                 outputs = nn.Dropout(self.dropout_rate, deterministic=not train)(outputs)
-            runs = [self._run(outputs, mask, f"layer_{layer}_{direction}") for direction in directions]
+            runs = [self._run(outputs, mask, segments, f"layer_{layer}_{direction}") for direction in directions]
             outputs, last = (jnp.concatenate(parts, axis=-1) for parts in zip(*runs, strict=True))
         return jnp.swapaxes(outputs, 0, 1), last
 
-    def _run(self, inputs, mask, name):
+    def _run(self, inputs, mask, segments, name):
         """One direction of one layer, time first."""
         reverse = name.endswith("backward")
-        input_kernel = self.param(
-            f"{name}_input", nn.initializers.glorot_uniform(), (inputs.shape[-1], 4 * self.hidden_dim)
-        )
+        input_kernel = self.param(f"{name}_input", _glorot_gates, (inputs.shape[-1], 4 * self.hidden_dim))
         hidden_kernel = self.param(f"{name}_hidden", _orthogonal_gates, (self.hidden_dim, 4 * self.hidden_dim))
         bias = self.param(f"{name}_bias", _forget_bias, (4 * self.hidden_dim,))
-        states = lstm_scan(inputs @ input_kernel + bias[None, None], hidden_kernel, mask, reverse)
+        starts = None if segments is None else _starts(segments.T, reverse)
+        states = lstm_scan(inputs @ input_kernel + bias[None, None], hidden_kernel, mask, starts, reverse)
         # Masked steps carry the state on, so the state of the whole row is the one at the end of the scan.
         return jnp.where(mask[..., None], states, 0.0), states[0 if reverse else -1]
 
@@ -120,10 +132,32 @@ def _activate(preactivations: Float[Array, "B 4*H"]) -> tuple[Float[Array, "B H"
     return jax.nn.sigmoid(gate_in), jax.nn.sigmoid(gate_forget), jnp.tanh(candidate), jax.nn.sigmoid(gate_out)
 
 
-def _previous(states: Float[Array, "V B H"], reverse: bool) -> Float[Array, "V B H"]:
-    """State before each step."""
-    start = jnp.zeros_like(states[:1])
-    return jnp.concatenate([states[1:], start] if reverse else [start, states[:-1]])
+def _previous(states: Float[Array, "V B H"], starts, reverse: bool) -> Float[Array, "V B H"]:
+    """State that each step begins from."""
+    (before,) = _reset((_shifted(states, reverse),), starts)
+    return before
+
+
+def _starts(segments: Int[Array, "V B"], reverse: bool) -> Bool[Array, "V B"]:
+    """Whether a step, in the direction of the scan, is the first of its segment."""
+    return segments != _shifted(segments, reverse, fill=-1)
+
+
+def _shifted(values: Array, reverse: bool, fill: float = 0) -> Array:
+    """The values one step earlier in the direction of the scan."""
+    edge = jnp.full_like(values[:1], fill)
+    return jnp.concatenate([values[1:], edge] if reverse else [edge, values[:-1]])
+
+
+def _reset(states: tuple[Array, ...], starts: Bool[Array, "*rows"] | None) -> tuple[Array, ...]:
+    """Zeros where a patient starts."""
+    return states if starts is None else tuple(jnp.where(starts[..., None], 0.0, state) for state in states)
+
+
+def _glorot_gates(key: Array, shape: tuple[int, int], dtype=jnp.float32) -> Float[Array, "D 4*H"]:
+    """Uniform with the bound of one gate's matrix (Glorot & Bengio, 2010), not of the four side by side."""
+    bound = jnp.sqrt(6.0 / (shape[0] + shape[1] // 4))
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def _orthogonal_gates(key: Array, shape: tuple[int, int], dtype=jnp.float32) -> Float[Array, "H 4*H"]:

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ehrjax.data import sequences as sequences_lib
+from ehrjax.data.cohorts import make_labels
 from ehrjax.data.events import type_ranks
 from ehrjax.data.labels import Labels
 from ehrjax.data.sequences import (
@@ -240,60 +241,101 @@ def test_sequences_equal_loops_over_patients(events, days, max_visits, max_codes
 # Labels at every visit
 
 
-def codes_task(num_codes=5):
-    return replace(TASKS["next_visit_codes"], num_codes=num_codes)
+def every_visit(store, outcome="next_class", **options):
+    """Label rows at the end of every visit."""
+    task = replace(TASKS["next_visit_class"], outcome=outcome, max_rows_per_patient=None, **options)
+    return make_labels(store, task, train_subjects=store.subject_ids)
 
 
-def test_patients_with_one_visit_have_no_next(tmp_path):
-    store = make_store(tmp_path, visit(1, 1, 0, 0, ("DIAGNOSIS//1", 0)))
-    with pytest.raises(ValueError, match="no patient has a visit that follows another"):
-        build_visit_level_sequences(store, vocabulary_of(store), codes_task(), train_subjects=np.array([1]))
-
-
-def test_tasks_without_visit_labels_are_refused(tmp_path):
-    store = make_store(tmp_path, visit(1, 1, 0, 0))
-    with pytest.raises(ValueError, match="must be next_codes or next_class"):
-        build_visit_level_sequences(store, vocabulary_of(store), "mortality_1y", train_subjects=np.array([1]))
-
-
-def test_each_visit_predicts_the_next_and_the_last_is_masked(tmp_path):
+def test_each_visit_bears_the_row_of_its_index_time(tmp_path):
     events = [e for n in range(4) for e in visit(1, n, n, n, (f"DIAGNOSIS//{n % 2}", n))]
     store = make_store(tmp_path, events + visit(2, 1, 0, 0, ("DIAGNOSIS//7", 0)))
-    vocab = vocabulary_of(store)
-    sequences, names = build_visit_level_sequences(
-        store, vocab, codes_task(), train_subjects=np.array([1]), max_visits=3
-    )
-    assert names == ("DIAGNOSIS//0", "DIAGNOSIS//1")
-    assert sequences.subject_ids.tolist() == [1]
-    assert sequences.labels[:2].tolist() == [[1, 0], [0, 1]]
-    assert sequences.label_mask.tolist() == [[True, True], [True, True], [False, False]]
-    assert sequences.times.tolist() == [seconds(day(3))]
-    assert [v[0] for v in words(sequences, vocab)[0]] == ["DIAGNOSIS//1", "DIAGNOSIS//0", "DIAGNOSIS//1"]
+    labels = every_visit(store, "next_codes", num_codes=2)
+    sequences = build_visit_level_sequences(store, vocabulary_of(store), labels)
+    assert labels.names == ("DIAGNOSIS//0", "DIAGNOSIS//1")
+    assert sequences.subject_ids.tolist() == [1]  # subject 2 has no next visit
+    assert sequences.labels.tolist() == [[0, 1], [1, 0], [0, 1]]
+    assert sequences.label_mask.all()
+    assert sequences.times.tolist() == [seconds(day(2))]
+    assert len(words(sequences, vocabulary_of(store))[0]) == 3  # nothing after the last label
 
 
-def test_target_begins_after_everything_the_visits_so_far_show(tmp_path):
-    """Visit 1 lasts until day 6: what happens on days 2 and 5 is no news to who has read it."""
-    events = visit(1, 1, 0, 6, kind="a") + visit(1, 2, 2, 2, kind="b") + visit(1, 3, 5, 8, kind="c")
-    events += visit(1, 4, 7, 7, kind="d") + visit(1, 5, 9, 9, kind="e")
+def test_rows_in_the_middle_of_what_the_visits_show_have_no_place(tmp_path):
+    """Visit 1 lasts until day 6: on days 2 and 5 a model has read but a part of it."""
+    events = visit(1, 1, 0, 6, ("A", 6), kind="a") + visit(1, 2, 2, 2, kind="b") + visit(1, 3, 7, 8, kind="c")
+    events += visit(1, 4, 9, 9, kind="d") + visit(1, 5, 10, 10, kind="e")
     store = make_store(tmp_path, events)
-    sequences, names = build_visit_level_sequences(
-        store, vocabulary_of(store), "next_visit_class", train_subjects=np.array([1])
-    )
-    shown = [names[i] if m else None for i, m in zip(sequences.labels[:, 0], sequences.label_mask[:, 0], strict=True)]
-    assert shown == ["d", "d", "e", "e", None]
+    labels = every_visit(store)
+    assert [labels.names[v] for v in labels.values[:, 0]] == ["c", "c", "d", "e"]  # on days 2, 6, 8, 9
+    sequences = build_visit_level_sequences(store, vocabulary_of(store), labels)
+    shown = zip(sequences.labels[:, 0], sequences.label_mask[:, 0], strict=True)
+    assert [labels.names[v] if known else None for v, known in shown] == [None, "c", "d", "e"]
 
 
-def test_visit_targets_do_not_depend_on_the_shards(tmp_path):
-    events = [e for s in range(8) for n in range(3) for e in visit(s, n, n, n, (f"DIAGNOSIS//{(s + n) % 3}", n))]
-    one, many = (make_store(tmp_path / str(n), events, num_shards=n) for n in (1, 4))
-    a, b = (
-        build_visit_level_sequences(s, vocabulary_of(s), codes_task(), train_subjects=np.arange(5))[0]
-        for s in (one, many)
-    )
-    order = np.argsort(b.subject_ids)
-    rows = (3 * order[:, None] + np.arange(3)).ravel()
-    np.testing.assert_array_equal(a.labels, b.labels[rows])
-    np.testing.assert_array_equal(a.label_mask, b.label_mask[rows])
+def test_the_latest_of_several_rows_between_two_visits_counts(tmp_path):
+    store = make_store(tmp_path, visit(1, 1, 0, 0) + visit(1, 2, 9, 9))
+    labels = labels_at((1, day(4)), (1, day(2)))  # values 0 and 1
+    sequences = build_visit_level_sequences(store, vocabulary_of(store), labels)
+    assert sequences.labels.tolist() == [[0]]
+    assert sequences.times.tolist() == [seconds(day(4))]
+
+
+def test_no_row_with_a_place_gives_no_examples(tmp_path):
+    store = make_store(tmp_path, visit(1, 1, 5, 5))
+    sequences = build_visit_level_sequences(store, vocabulary_of(store), labels_at((1, day(2)), (9, day(9))))
+    assert [len(column) for column in sequences] == [0, 1, 1, 0, 0, 0, 0, 0, 0]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(histories(), st.integers(1, 4), st.sampled_from([3, 4_000_000]))
+def test_the_visits_up_to_a_label_are_what_its_row_shows(events, max_visits, chunk):
+    """The sequence up to a labelled visit is the row's own sequence, or its latest half where the record was cut."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sequences_lib, "_CHUNK_EVENTS", chunk)
+        store = make_store(Path(folder), events, num_shards=2)
+        vocab = vocabulary_of(store)
+        rows = [(int(subject), day(d)) for subject in store.subject_ids for d in range(0, 12, 2)]
+        labels = drop_without_visits(store, labels_at(*rows))
+        if not len(labels.times):
+            return
+        labels = labels._replace(values=np.arange(len(labels.times))[:, None])  # a label is its row
+        dense = build_visit_level_sequences(store, vocab, labels, max_visits=max_visits)
+        rows_shown = build_visit_sequences(store, vocab, labels, max_visits=max_visits)
+        expected, dense_words = words(rows_shown, vocab), words(dense, vocab)
+        found = {}
+        for example, visits in enumerate(dense_words):
+            first = dense.example_offsets[example]
+            assert len(visits) <= max_visits
+            assert dense.label_mask[first + len(visits) - 1].all()  # a sequence ends with a label
+            for v in range(len(visits)):
+                if dense.label_mask[first + v, 0]:
+                    row = int(dense.labels[first + v, 0])
+                    assert row not in found
+                    assert dense.subject_ids[example] == labels.subject_ids[row]
+                    found[row] = visits[: v + 1]
+        whole = {p[0]: p for p in patients_of(store)}
+        for row, visits in found.items():
+            if len(visits) == len(expected[row]):
+                assert visits == expected[row]
+            else:  # statics stand with a sequence's first visit
+                kept = len(visits)
+                assert len(expected[row]) == max_visits
+                assert kept > max_visits // 2
+                assert visits[1:] == expected[row][max_visits - kept + 1 :]
+        for row in set(range(len(labels.times))) - set(found):
+            assert row in _replaced(labels, found) or _shows_part(whole[labels.subject_ids[row]], labels.times[row])
+
+
+def _replaced(labels, found):
+    """Rows that a later one of the same subject may have replaced."""
+    pairs = [(row, other) for other in found for row in range(len(labels.times))]
+    same = [(r, o) for r, o in pairs if labels.subject_ids[r] == labels.subject_ids[o]]
+    return {r for r, o in same if labels.times[r] < labels.times[o]}
+
+
+def _shows_part(patient, time):
+    """A visit that has begun by `time` goes on after it."""
+    return any(start <= time < max([end, *(t for _, t in events)]) for start, end, _, events in patient[3])
 
 
 # Bags

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from ehrjax.data.batching import VisitBatches
+from ehrjax.data.packing import pack_visits
 from ehrjax.models.visit_lstm import SIZES, VisitLstm
 from ehrjax.nn.pooling import POOLINGS
 from ehrjax.objectives.supervised import make_supervised_objective
@@ -74,11 +75,30 @@ def test_padding_changes_no_logit_loss_or_gradient(options):
     alone = VisitBatches(sequences, batch_size=1, level=level, num_buckets=1).eval_batches()
     width = together.codes.shape[1] + 5
     padded = [pad_batch(batch, rows=2, visits=3, codes=width - batch.codes.shape[1]) for batch in alone]
-    results = [run(model, params, batch) for batch in padded]
-    assert_close(jax.tree.map(lambda *parts: sum(parts), *[result[:2] for result in results]), (loss, grads))
+    results = {int(batch.example_ids[0]): run(model, params, batch) for batch in padded}
+    assert_close(jax.tree.map(lambda *parts: sum(parts), *[r[:2] for r in results.values()]), (loss, grads))
     for row, example in enumerate(together.example_ids):
         own, length = results[example][2][0], LENGTHS[example]
         assert_close(*((own, logits[row]) if level == "patient" else (own[:length], logits[row, :length])))
+
+
+@pytest.mark.parametrize("level", ["patient", "visit"])
+def test_packed_rows_give_the_loss_and_gradient_of_single_patients(level):
+    sequences = make_sequences(LENGTHS, level=level)
+    single = VisitBatches(sequences, batch_size=5, level=level, num_buckets=1).batch_at(0)
+    packed = pack_visits(sequences, level=level)
+    assert len(packed.offsets) - 1 < len(LENGTHS)
+    rows = VisitBatches(packed.sequences, batch_size=5, level="visit", num_buckets=1).batch_at(0)
+    options = {"use_time_features": True, "pooling": "attention"}
+    model, params = make(single, level=level, **options)
+    in_rows, _ = make(rows, level="visit", **options)
+    assert_close(run(in_rows, params, rows)[:2], run(model, params, single)[:2])
+
+
+def test_packed_rows_have_no_patient_level():
+    packed = pack_visits(make_sequences(LENGTHS))
+    with pytest.raises(ValueError, match="holds several patients"):
+        make(VisitBatches(packed.sequences, batch_size=5, level="visit").batch_at(0))
 
 
 def test_visit_logits_do_not_change_by_a_bit_when_the_future_does():
