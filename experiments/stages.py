@@ -20,14 +20,14 @@ from ehrjax.data.packing import pack_visits
 from ehrjax.evaluate import plots
 from ehrjax.evaluate.bags import Features, bag_of_codes
 from ehrjax.evaluate.baselines import fit_baselines
-from ehrjax.evaluate.predict import predict, write_predictions
+from ehrjax.evaluate.predict import LINKS, predict, write_predictions
 from ehrjax.evaluate.report import write_json, write_report
 from ehrjax.evaluate.tables import results_table
-from ehrjax.metrics.summary import best_threshold, evaluate
-from ehrjax.objectives.supervised import make_supervised_objective
+from ehrjax.metrics.summary import best_threshold, evaluate, known_rows, metrics_for
+from ehrjax.objectives.supervised import make_supervised_objective, supervised_loss
 from ehrjax.train.loop import FitResult, batch_example_ids, fit
 from ehrjax.train.state import create_state
-from ehrjax.train.step import make_eval_step, make_train_step, mean_metrics
+from ehrjax.train.step import make_train_step, mean_metrics
 from ehrjax.types import VisitSequences
 from experiments import build, oracle
 from experiments.prepare import Data, SplitData, candidate_tasks, prepare_data, prepare_task
@@ -87,17 +87,17 @@ def train_task(
     sizes = {"vocab_size": len(data.vocab), "num_outputs": labels.num_outputs}
     model = build.make_model(config, **sizes)
     in_rows = build.make_model(config, **sizes, level=loaders["train"].level)
-    objectives = {m: make_supervised_objective(m, labels.kind) for m in (model, in_rows)}
+    objective = make_supervised_objective(in_rows, labels.kind)
     tx, plateau = build.make_optimizer(config)
     init_key, base_key = jax.random.split(jax.random.key(config.train.seed))
     params = jax.jit(in_rows.init)(init_key, loaders["train"].batch_at(0))["params"]
     trained = fit(
         state=create_state(params, tx),
-        train_step=make_train_step(objectives[in_rows], tx),
+        train_step=make_train_step(objective, tx),
         batch_at=loaders["train"].batch_at,
         num_steps=config.train.num_steps,
         base_key=base_key,
-        eval_fn=_validation(objectives[model], loaders["val"]),
+        eval_fn=_validation(model, loaders["val"], parts["val"], labels.kind),
         eval_every=config.train.eval_every,
         patience=config.train.patience,
         plateau=plateau,
@@ -132,13 +132,25 @@ def make_loaders(parts: dict[str, SplitData], config: ConfigDict) -> tuple[dict[
     return loaders, lambda batch: packed.examples_of(batch.example_ids)
 
 
-def _validation(objective, batches: VisitBatches):
-    """`eval_fn(params)`: loss and the metrics of the kind on val (no intervals: it runs every few seconds)."""
-    step = jax.jit(make_eval_step(objective))
+def _validation(model, batches: VisitBatches, part: SplitData, kind: str):
+    """`eval_fn(params)`: loss and the kind's first metric (AUROC for a binary task) on val, without intervals."""
     prepared = list(batches.eval_batches())
+    labels, mask = part.labels.values, part.labels.mask
+    metric_name, metric = next(iter(metrics_for(kind, num_outputs=part.labels.num_outputs).items()))
+
+    @jax.jit
+    def step(params, batch):
+        logits = model.apply({"params": params}, batch).logits
+        return supervised_loss(logits, batch.labels, batch.label_mask, kind=kind), LINKS[kind](logits)
 
     def eval_fn(params: Any) -> dict[str, float]:
-        return mean_metrics(jax.device_get([step(params, batch) for batch in prepared]), prefix="val/")
+        results = jax.device_get([step(params, batch) for batch in prepared])
+        figures = mean_metrics([{"loss": (loss.loss_sum, loss.weight)} for loss, _ in results], prefix="val/")
+        scores = np.zeros((len(labels), results[0][1].shape[-1]), np.float32)
+        for (_, rows), batch in zip(results, prepared, strict=True):
+            scores[batch.example_ids[batch.example_mask]] = rows[batch.example_mask]
+        known = known_rows(kind, labels, scores, mask, part.labels.subject_ids)
+        return figures | {f"val/{metric_name}": float(metric(*known[:2]))}
 
     return eval_fn
 

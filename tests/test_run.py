@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from configs import lstm_large, lstm_medium, lstm_small
+from ehrjax.data.tasks import TASKS
 from ehrjax.train.checkpoint import restore_best_params
 from experiments import build, stages
 
@@ -52,6 +53,8 @@ def test_results_keep_their_contract(finished):
     task = next(row for row in results["tasks"].values() if row["kind"])
     assert set(task) >= TASK_KEYS
     assert set(task["test"]["auroc"]) >= {"value", "low", "high"}
+    most_drawn = TASKS["diabetes_onset"].row_limit * results["data"]["num_patients"]
+    assert task["num_train"] > most_drawn, "training takes every index visit, not the drawn ones"
     for name in ("config.json", "environment.json", "data_report.json", "metrics.jsonl", "report.html"):
         assert (finished / name).stat().st_size > 0, name
     assert list((finished / "plots").glob("*.png"))

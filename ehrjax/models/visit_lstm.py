@@ -18,6 +18,9 @@ SIZES = {
     "large": {"embed_dim": 512, "hidden_dim": 1024, "num_layers": 3, "dropout_rate": 0.4},
 }
 
+# Small, so that codes seen too seldom to be learnt add next to nothing: from N(0, 1) they were learnt by heart.
+_EMBEDDING_INIT = nn.initializers.normal(0.1)
+
 
 class VisitLstm(nn.Module):
     """Visit LSTM with one logit vector a patient (`level="patient"`) or a visit (`level="visit"`).
@@ -44,9 +47,9 @@ class VisitLstm(nn.Module):
         """Return logits [B K] or [B V K], `hidden` [B V H], `pooled` [B H] and, for attention, code weights [B T]."""
         self._check(batch)
         num_visits = batch.visit_mask.shape[1]
-        embedded = nn.Embed(
-            self.vocab_size, self.embed_dim, embedding_init=nn.initializers.normal(1.0), name="embedding"
-        )(batch.codes)
+        embedded = nn.Embed(self.vocab_size, self.embed_dim, embedding_init=_EMBEDDING_INIT, name="embedding")(
+            batch.codes
+        )
         visits, attention = VisitPooling(self.pooling, name="pooling")(embedded, batch.code_visits, num_visits)
         if self.use_time_features:
             visits = jnp.concatenate([visits, time_features(batch)], axis=-1)

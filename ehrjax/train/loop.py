@@ -249,7 +249,8 @@ class _Run:
             self.log.write(self.step, {**values, "seconds": self.loop.seconds + time.perf_counter() - self.clock})
             self.bar.show({self.monitor: value})
             best = " (best)" if self.loop.best_step == self.step else ""
-            self.bar.say(f"step {self.step} of {self.num_steps}, {self.monitor} {value:.4g}{best}")
+            others = "".join(f", {name} {v:.4g}" for name, v in values.items() if name != self.monitor)
+            self.bar.say(f"step {self.step} of {self.num_steps}, {self.monitor} {value:.4g}{others}{best}")
         self._save()
 
     def _monitored(self, values: dict[str, float]) -> float:

@@ -14,8 +14,8 @@ several threads torch's spin while they wait for a core, and wall time then flat
     torch bags      the same with EmbeddingBag instead of padded codes (no attention pooling)
     torch bucketed  torch bags on our batches of patients of similar length
     padded          ours, every batch as long as the longest patient
-    packed          ours, rows that hold several patients end to end (see `pack`)
-    bucketed        ours as in the main job
+    bucketed        ours, on batches of patients of similar length
+    packed          ours as in the main job: rows of several patients, about as many patients a batch
 """
 
 import argparse
@@ -65,30 +65,6 @@ def record_sequences(source: str, paths: str, num_patients: int, folder: Path) -
     labels = labels.take(np.sort(drawn))
     vocab = fit_vocabulary(store, labels.subject_ids, min_count=5, max_size=10_000, value_bins=5)
     return build_visit_sequences(store, vocab, labels, max_visits=MAX_VISITS, max_codes=64), len(vocab)
-
-
-def pack(sequences: VisitSequences) -> VisitSequences:
-    """Patients end to end in rows of at most 50 visits, longest first into the first row with room.
-
-    A model over such rows would reset its carry where a patient starts; here it runs on, which is less work, so the
-    figure is the most that packing can give.
-    """
-    visits = np.diff(sequences.example_offsets)
-    rooms, members = [], []
-    for patient in np.argsort(-visits, kind="stable"):
-        row = next((row for row, room in enumerate(rooms) if room >= visits[patient]), len(rooms))
-        if row == len(rooms):
-            rooms.append(MAX_VISITS)
-            members.append([])
-        rooms[row] -= visits[patient]
-        members[row].append(patient)
-    order = np.concatenate(members)
-    starts = sequences.example_offsets[order]
-    picked = np.concatenate([np.arange(s, s + n) for s, n in zip(starts, visits[order], strict=True)])
-    offsets = sequences.visit_offsets
-    codes = np.concatenate([sequences.codes[offsets[v] : offsets[v + 1]] for v in picked])
-    lengths = [int(visits[row].sum()) for row in members]
-    return _sequences(codes, np.diff(offsets)[picked], np.array(lengths))
 
 
 class OurRun:
@@ -153,6 +129,7 @@ class TorchRun:
 def make_runs(sequences, vocab_size, args, pooling, *, only_main):
     """Variant name -> run."""
     from ehrjax.data.batching import VisitBatches
+    from ehrjax.data.packing import pack_visits
     from ehrjax.models.visit_lstm import SIZES, VisitLstm
     from experiments.benchmarks.torch_lstm import TorchVisitLstm
 
@@ -170,10 +147,11 @@ def make_runs(sequences, vocab_size, args, pooling, *, only_main):
     if not only_main:
         runs["torch bucketed"] = torch_run(bucketed, True)
         runs["padded"] = OurRun(ours, mixed)
-        rows = pack(sequences)
-        batch_size = round(args.batch_size * len(rows.subject_ids) / len(sequences.subject_ids))
-        runs["packed"] = OurRun(ours, VisitBatches(rows, batch_size=batch_size, num_buckets=1))
-    runs["bucketed"] = OurRun(ours, bucketed)
+        runs["bucketed"] = OurRun(ours, bucketed)
+    rows = pack_visits(sequences).sequences
+    rows_a_batch = round(args.batch_size * len(rows.subject_ids) / len(sequences.subject_ids))
+    packed = VisitBatches(rows, batch_size=rows_a_batch, num_buckets=1, level="visit")
+    runs["packed"] = OurRun(VisitLstm(vocab_size, **size, pooling=pooling, level="visit"), packed)
     return runs
 
 
