@@ -33,7 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.hidden_dim = 256
     config.model.num_layers = 1
     config.model.dropout_rate = 0.3
-    config.model.pooling = "mean"  # mean, sum, max, attention
+    config.model.pooling = "sum"  # mean, sum, max, attention
     config.model.bidirectional = False
     config.model.use_time_features = True  # age and days since the last visit beside the pooled codes
 
