@@ -8,6 +8,7 @@ The same command again resumes where it stopped, or says that the run is complet
 import shlex
 import signal
 import sys
+from logging import getLogger
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -47,6 +48,7 @@ def main(argv: list[str]) -> None:
     from experiments import stages  # after the flags, so that --help and a mistyped key answer at once
 
     logging.set_verbosity(logging.WARNING)  # Orbax tells each of its steps otherwise
+    getLogger("asyncio").disabled = True  # it repeats what a failed save raises
     config = _CONFIG.value
     workdir = Path(_WORKDIR.value or f"runs/{config.name}")
     command = shlex.join(["python", "-m", "experiments.run", *sys.argv[1:]])
@@ -62,7 +64,8 @@ def main(argv: list[str]) -> None:
     except (ValueError, OSError, FloatingPointError) as error:
         if _TRACEBACK.value:
             raise
-        sys.exit(f"error: {error}")
+        is_here = isinstance(error, OSError) and str(error.filename or "").startswith(str(workdir))
+        sys.exit(f"error: {error}" + (". Name a --workdir that can be written to." if is_here else ""))
 
 
 if __name__ == "__main__":

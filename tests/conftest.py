@@ -1,6 +1,8 @@
 """Strict settings for every test: no silent broadcasting between ranks, no silent warnings."""
 
 import os
+import resource
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -22,3 +24,19 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("real data sets are not beside this checkout (../shared/data)")
     return SHARED_DATA
+
+
+@pytest.fixture
+def limit_file_size():
+    """A context in which no file can grow beyond so many bytes: what a full disk looks like to whoever writes."""
+
+    @contextmanager
+    def limited(num_bytes: int):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited

@@ -88,7 +88,14 @@ class Checkpoints:
                 rest=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
                 loop=ocp.args.JsonSave({**loop, "best_step": best_step, "meta": self.meta}),
             )
-            self._manager.save(step, args=args)
+            try:
+                self._manager.save(step, args=args)
+            except (ValueError, OSError) as error:  # TensorStore tells of a full disk in a ValueError
+                reason = str(error).splitlines()[0]
+                raise OSError(
+                    f"cannot write the checkpoint of step {step} to {self.directory}: {reason}. Make room there: "
+                    "the same command resumes from the checkpoint before."
+                ) from error
         self._keep_only({step, best_step})
 
     def _keep_only(self, steps: set[int | None]) -> None:

@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -329,19 +328,17 @@ def test_a_read_only_folder():
 
 
 @pytest.mark.parametrize("limit", [1_000, 60_000])  # bytes a file may have: fails in the first pass, in the second
-def test_a_full_disk(tmp_path, limit):
+def test_a_full_disk(tmp_path, limit, limit_file_size):
     events = [(1, "2000-01-01T10:00:00", f"LAB//{i % 100}", float(i), 4) for i in range(20_000)]
     batches = [make_batch(events[i : i + 1_000], first_row=i + 1) for i in range(0, 20_000, 1_000)]
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     num_shards = 1 if limit == 1_000 else 16
     if num_shards > 1:  # spread in the first pass so that only a column in the second is too large
         batches = [b._replace(subject_id=np.full(1_000, i % 16)) for i, b in enumerate(batches)]
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        with pytest.raises(OSError, match=r"cannot write .*store: .*Choose a folder with free space"):
-            write_store(batches, tmp_path / "store", num_shards=num_shards)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with (
+        limit_file_size(limit),
+        pytest.raises(OSError, match=r"cannot write .*store: .*Choose a folder with free space"),
+    ):
+        write_store(batches, tmp_path / "store", num_shards=num_shards)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -62,6 +62,16 @@ def test_saving_a_step_twice_keeps_the_first(tmp_path):
     assert checkpoints.latest_step() == 5
 
 
+def test_a_full_disk_is_told_and_leaves_the_checkpoint_before(tmp_path, limit_file_size):
+    checkpoints = save_all(tmp_path, [(5, 5)])
+    with limit_file_size(50), pytest.raises(OSError, match=rf"step 10 to {tmp_path}: .*resumes from the checkpoint"):
+        checkpoints.save(state_at(10), {"num_bad_evals": 1}, best_step=10)
+    again = save_all(tmp_path, [])
+    assert again.latest_step() == 5
+    again.save(state_at(10), {"num_bad_evals": 1}, best_step=10)
+    assert again.latest_step() == 10
+
+
 @pytest.mark.parametrize("torn", ["_CHECKPOINT_METADATA", "params", "rest", "loop"])
 def test_a_torn_checkpoint_is_passed_over_and_can_be_written_again(tmp_path, torn):
     save_all(tmp_path, [(5, 5), (10, 5)]).close()
