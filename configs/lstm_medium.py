@@ -16,6 +16,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.dropout_rate = 0.3
     if arg != "debug":
         config.data.num_patients = 20_000
+        config.train.num_steps = 700
         config.model.embed_dim = 256
         config.model.hidden_dim = 512
     return config

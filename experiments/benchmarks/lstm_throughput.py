@@ -101,12 +101,13 @@ class TorchRun:
     """The same with torch; `bags` takes EmbeddingBag instead of padded codes."""
 
     def __init__(self, model, batches, *, bags):
+        import jax
         import torch
 
         from experiments.benchmarks.torch_lstm import to_bags, to_padded
 
         own = [batches.batch_at(step) for step in range(batches.num_batches_per_epoch)]
-        own = [type(b)(*(x[b.example_mask] for x in b)) for b in own]  # torch cannot pack a row of no visits
+        own = [jax.tree.map(lambda x, rows=b.example_mask: x[rows], b) for b in own]  # torch cannot pack empty rows
         self.batches = [((to_bags if bags else to_padded)(b), torch.from_numpy(b.labels)) for b in own]
         self.fill = 1.0
         self.model = model.train()
