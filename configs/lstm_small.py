@@ -1,7 +1,9 @@
-"""Visit LSTM, small (E128 H256 L1): new type 2 diabetes within a year, from one random visit a patient.
+"""Visit LSTM, small (E128 H256 L1): new type 2 diabetes within a year of a visit.
 
 Run:     python -m experiments.run --config=configs/lstm_small.py
 Quick:   python -m experiments.run --config=configs/lstm_small.py:debug     (a minute on a laptop)
+Expect:  3 minutes on two CPU cores; test AUROC 0.82 [0.78, 0.86], logistic regression 0.78, boosting 0.82, and 0.89 for
+         the oracle (6,000 simulated patients, 2026-11-21). With 20,000, as in lstm_medium.py, the model is well ahead.
 Own data: add --config.data.source=synthea --config.data.path=DIR           (or meds, mimic4, omop)
 """
 
