@@ -165,3 +165,8 @@ def test_a_workdir_that_cannot_be_written_is_told_in_words(tmp_path):
     assert done.returncode != 0
     assert str(blocker) in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("count", "limit", "expected"), [(0, 3, []), (3, 3, [0, 1, 2]), (9, 3, [0, 4, 8])])
+def test_an_even_share_of_rows(count, limit, expected):
+    assert stages._even_share(np.arange(count), limit).tolist() == expected

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from ehrjax.types import Array, VisitSequences
 
@@ -18,8 +18,13 @@ class Features(NamedTuple):
     dense: Float[Array, "n D"]
 
 
-def bag_of_codes(sequences: VisitSequences, vocab_size: int, *, level: str = "patient") -> Features:
-    """Bags of codes of all examples; a visit-level bag (`level="visit"`) is cumulative over the example's visits."""
+def bag_of_codes(
+    sequences: VisitSequences, vocab_size: int, *, level: str = "patient", rows: Int[Array, "n"] | None = None
+) -> Features:
+    """Bags of codes of all examples; a visit-level bag (`level="visit"`) is cumulative over the example's visits.
+
+    `rows` chooses examples (or visits): of a large data set the cumulative bags of all visits do not fit into memory.
+    """
     if level not in ("patient", "visit"):
         raise ValueError(f"level={level!r} is unknown: use 'patient' or 'visit'.")
     offsets = np.asarray(sequences.example_offsets, np.int64)
@@ -27,6 +32,8 @@ def bag_of_codes(sequences: VisitSequences, vocab_size: int, *, level: str = "pa
         first, last = offsets[:-1], offsets[1:] - 1
     else:
         first, last = np.repeat(offsets[:-1], np.diff(offsets)), np.arange(offsets[-1])
+    if rows is not None:
+        first, last = first[rows], last[rows]
     num_visits = len(sequences.visit_offsets) - 1
     ones = np.ones(len(sequences.codes), np.float32)
     by_visit = sp.csr_matrix((ones, sequences.codes, sequences.visit_offsets), shape=(num_visits, vocab_size))

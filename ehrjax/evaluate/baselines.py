@@ -34,8 +34,6 @@ MAX_BOOSTED_LABELS, MAX_BOOSTED_CLASSES = 5, 20  # every label is a model, every
 MAX_BOOSTED_CODES, MIN_BOOSTED_CODES = 500, 100  # the more trees a round, the fewer codes each may choose from
 BOOSTING_ROUNDS, MAX_BOOSTING_ROUNDS = 50, 500  # between two looks at val, and in all
 PATIENCE_ROUNDS = 20
-# Of more train rows an even share is used: boosting took two minutes on 100,000, and on 350,000 had not ended in five.
-MAX_TRAIN_ROWS = 100_000
 # Small trees in small steps: larger ones over-fitted outcomes with few positives.
 BOOSTING_OPTIONS = {"learning_rate": 0.05, "max_leaf_nodes": 8, "max_bins": 63}
 
@@ -60,16 +58,14 @@ def fit_baselines(
 ) -> dict[str, Baseline]:
     """Fit each baseline on "train", tune it on "val", score "val" and "test"; all three mappings have these keys.
 
-    Of more than `MAX_TRAIN_ROWS` train rows an even share is used. Prevalence is the training mean (class frequencies,
-    mean value); `logistic` is ridge regression for regression. What cannot be fitted (one class in train), or boosting
-    with many outputs, has `scores=None` and a reason.
+    Prevalence is the training mean (class frequencies, mean value); `logistic` is ridge regression for regression. What
+    cannot be fitted (one class in train), or boosting with many outputs, has `scores=None` and a reason.
     """
     fits = {"prevalence": _prevalence, "logistic": _linear, "boosting": _boosting}
     unknown = [name for name in names if name not in fits]
     if unknown:
         raise ValueError(f"baseline {unknown[0]!r} is unknown: use {', '.join(fits)}.")
     known = {split: _known(labels[split], None if masks is None else masks[split]) for split in SPLITS}
-    known["train"], features = _thin(known["train"], features)
     if kind == "multiclass" and num_classes is None:
         num_classes = int(max(np.nanmax(known[split], initial=0) for split in SPLITS)) + 1
     outputs = _outputs(kind, known, num_classes)
@@ -121,15 +117,6 @@ class Output(NamedTuple):
 def _known(labels: Array, mask: Array | None) -> np.ndarray:
     labels = np.asarray(labels, np.float64).reshape(len(labels), -1)
     return labels if mask is None else np.where(np.asarray(mask, bool).reshape(labels.shape), labels, np.nan)
-
-
-def _thin(labels: np.ndarray, features: Mapping[str, Features]) -> tuple[np.ndarray, Mapping[str, Features]]:
-    """At most `MAX_TRAIN_ROWS` of train, evenly spaced, so that each patient keeps the same share of rows."""
-    if len(labels) <= MAX_TRAIN_ROWS:
-        return labels, features
-    rows = np.linspace(0, len(labels) - 1, MAX_TRAIN_ROWS).round().astype(np.int64)
-    train = Features(features["train"].counts[rows], features["train"].dense[rows])
-    return labels[rows], {**features, "train": train}
 
 
 def _outputs(kind: str, known: Mapping[str, np.ndarray], num_classes: int | None) -> list[Output]:

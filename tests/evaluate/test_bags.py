@@ -54,3 +54,12 @@ def test_last_visit_of_each_patient_is_its_patient_level_bag():
 def test_unknown_level_is_refused(two_patients):
     with pytest.raises(ValueError, match="level='code'"):
         bag_of_codes(two_patients, 8, level="code")
+
+
+@pytest.mark.parametrize("level", ["patient", "visit"])
+def test_chosen_rows_are_those_rows_of_all(level):
+    sequences = make_sequences([3, 1, 4])
+    rows = np.array([2, 0])
+    every, some = (bag_of_codes(sequences, VOCAB_SIZE, level=level, rows=r) for r in (None, rows))
+    np.testing.assert_array_equal(some.counts.toarray(), every.counts.toarray()[rows])
+    np.testing.assert_array_equal(some.dense, every.dense[rows])

@@ -85,20 +85,6 @@ def test_class_that_train_lacks_has_probability_zero(features):
         np.testing.assert_allclose(baseline.scores["test"].sum(axis=1), 1)
 
 
-def test_of_many_train_rows_an_even_share_is_used(features, monkeypatch):
-    monkeypatch.setattr(ours, "MAX_TRAIN_ROWS", 100)
-    labels = {split: np.arange(n)[:, None] for split, n in SIZES.items()}
-    thinned, kept = ours._thin(labels["train"], features)
-    rows = thinned[:, 0]
-    assert len(rows) == 100
-    assert (rows[0], rows[-1]) == (0, SIZES["train"] - 1)
-    assert set(np.diff(rows)) <= {4, 5}
-    np.testing.assert_array_equal(kept["train"].dense, features["train"].dense[rows])
-    np.testing.assert_array_equal(kept["train"].counts.toarray(), features["train"].counts[rows].toarray())
-    assert kept["test"] is features["test"]
-    assert ours.fit_baselines("binary", features, _labels("binary", features))["logistic"].scores is not None
-
-
 def test_unknown_baseline_is_refused(features):
     with pytest.raises(ValueError, match="'forest' is unknown: use prevalence, logistic, boosting"):
         ours.fit_baselines("binary", features, _labels("binary", features), names=("forest",))
