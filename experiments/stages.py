@@ -207,6 +207,7 @@ def evaluate_task(
         threshold=threshold,
     )
     sizes = {f"num_{split}": count for split, count in _count_rows(parts).items()}
+    sizes["num_test_patients"] = len(np.unique(labels.subject_ids))
     prevalence = float(labels.values[labels.mask].mean()) if kind in ("binary", "multilabel") else None
     row = {"kind": kind, **sizes, "prevalence": prevalence, "threshold": threshold}
     row |= {"test": measure(scores), "baselines": baselines, "oracle": ceiling}

