@@ -29,8 +29,8 @@ class VisitSequences(NamedTuple):
     times: Int[Array, "E"]  # index time, seconds since 1970-01-01
     labels: Shaped[Array, "rows K"]
     label_mask: Bool[Array, "rows K"]
-    segments: Int[Array, "num_visits"] | None = (
-        None  # in packed rows (data/packing.py): which patient of the row, from 0
+    segment_ids: Int[Array, "num_visits"] | None = (
+        None  # packed rows (data/packing.py): which patient of the row, from 1
     )
 
 
@@ -50,7 +50,7 @@ class VisitBatch(NamedTuple):
     label_mask: Bool[Array, "B K"]  # the shape of labels; False on padding rows and padding visits
     example_mask: Bool[Array, "B"]
     example_ids: Int[Array, "B"]  # row in the VisitSequences, -1 for padding rows
-    segments: Int[Array, "B V"] | None = None  # packed rows: which patient of the row holds the visit, -1 for padding
+    segment_ids: Int[Array, "B V"] | None = None  # packed rows: which patient of the row, from 1; 0 for padding
 
 
 class Outputs(NamedTuple):

@@ -88,7 +88,7 @@ class VisitBatches:
             label_mask=_fill(label_slots, sequences.label_mask[label_rows]),
             example_mask=np.arange(rows) < len(ids),
             example_ids=_padded(ids.astype(np.int32), rows, empty=-1),
-            segments=None if sequences.segments is None else _fill(visit_mask, sequences.segments[visits], empty=-1),
+            segment_ids=None if sequences.segment_ids is None else _fill(visit_mask, sequences.segment_ids[visits]),
         )
 
     def _epoch(self, epoch: int) -> list[Int[np.ndarray, "N"]]:

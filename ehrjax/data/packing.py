@@ -21,7 +21,7 @@ OPEN_ROWS = 1024  # rows looked at for room: bounds the time, and with so many t
 class PackedVisits(NamedTuple):
     """Rows of one or more examples. Row r holds `members[offsets[r]:offsets[r + 1]]` (numbers of examples)."""
 
-    sequences: VisitSequences  # one "example" a row, labels at visits, `segments` set
+    sequences: VisitSequences  # one "example" a row, labels at visits, `segment_ids` set
     members: Int[np.ndarray, "E"]
     offsets: Int[np.ndarray, "rows+1"]
 
@@ -67,7 +67,7 @@ def pack_visits(sequences: VisitSequences, *, level: str = "patient") -> PackedV
         times=sequences.times[first],
         labels=labels,
         label_mask=mask,
-        segments=(owner - np.repeat(offsets[:-1], np.diff(row_ends))).astype(np.int32),
+        segment_ids=(owner - np.repeat(offsets[:-1], np.diff(row_ends)) + 1).astype(np.int32),
     )
     return PackedVisits(packed, members, offsets)
 

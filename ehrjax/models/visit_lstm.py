@@ -55,7 +55,7 @@ class VisitLstm(nn.Module):
             visits = jnp.concatenate([visits, time_features(batch)], axis=-1)
         dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
         lstm = Lstm(self.hidden_dim, self.num_layers, self.dropout_rate, self.bidirectional, name="lstm")
-        hidden, pooled = lstm(dropout(visits), batch.visit_mask, batch.segments, train=train)
+        hidden, pooled = lstm(dropout(visits), batch.visit_mask, batch.segment_ids, train=train)
         head = nn.Dense(self.num_outputs, name="head")
         logits = head(dropout(pooled if self.level == "patient" else hidden))
         return Outputs(logits=logits, pooled=pooled, hidden=hidden, attention=attention)
@@ -63,7 +63,7 @@ class VisitLstm(nn.Module):
     def _check(self, batch):
         if self.level not in ("patient", "visit"):
             raise ValueError(f"level={self.level!r} is not known: use 'patient' or 'visit'.")
-        if self.level == "patient" and batch.segments is not None:
+        if self.level == "patient" and batch.segment_ids is not None:
             raise ValueError(
                 "a packed row holds several patients: use level='visit', with labels at their last visits."
             )

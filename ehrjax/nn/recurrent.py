@@ -88,7 +88,7 @@ class Lstm(nn.Module):
 
     Returns the outputs [B V H] (zeros where `mask` is False) and the last state [B H] of the top layer: the carry after
     the last real step, zeros for a row without one. Bidirectional outputs are 2H wide, forward half first. In rows of
-    several patients `segments` numbers the patient of each visit, and no state passes from one to the next.
+    several patients `segment_ids` numbers the patient of each visit, and no state passes from one to the next.
     """
 
     hidden_dim: int
@@ -101,7 +101,7 @@ class Lstm(nn.Module):
         self,
         inputs: Float[Array, "B V D"],
         mask: Bool[Array, "B V"],
-        segments: Int[Array, "B V"] | None = None,
+        segment_ids: Int[Array, "B V"] | None = None,
         *,
         train: bool = False,
     ) -> tuple[Float[Array, "B V H"], Float[Array, "B H"]]:
@@ -111,17 +111,17 @@ class Lstm(nn.Module):
         for layer in range(self.num_layers):
             if layer > 0:
                 outputs = nn.Dropout(self.dropout_rate, deterministic=not train)(outputs)
-            runs = [self._run(outputs, mask, segments, f"layer_{layer}_{direction}") for direction in directions]
+            runs = [self._run(outputs, mask, segment_ids, f"layer_{layer}_{direction}") for direction in directions]
             outputs, last = (jnp.concatenate(parts, axis=-1) for parts in zip(*runs, strict=True))
         return jnp.swapaxes(outputs, 0, 1), last
 
-    def _run(self, inputs, mask, segments, name):
+    def _run(self, inputs, mask, segment_ids, name):
         """One direction of one layer, time first."""
         reverse = name.endswith("backward")
         input_kernel = self.param(f"{name}_input", _glorot_gates, (inputs.shape[-1], 4 * self.hidden_dim))
         hidden_kernel = self.param(f"{name}_hidden", _orthogonal_gates, (self.hidden_dim, 4 * self.hidden_dim))
         bias = self.param(f"{name}_bias", _forget_bias, (4 * self.hidden_dim,))
-        starts = None if segments is None else _starts(segments.T, reverse)
+        starts = None if segment_ids is None else _starts(segment_ids.T, reverse)
         states = lstm_scan(inputs @ input_kernel + bias[None, None], hidden_kernel, mask, starts, reverse)
         # Masked steps carry the state on, so the state of the whole row is the one at the end of the scan.
         return jnp.where(mask[..., None], states, 0.0), states[0 if reverse else -1]
@@ -138,9 +138,9 @@ def _previous(states: Float[Array, "V B H"], starts, reverse: bool) -> Float[Arr
     return before
 
 
-def _starts(segments: Int[Array, "V B"], reverse: bool) -> Bool[Array, "V B"]:
+def _starts(segment_ids: Int[Array, "V B"], reverse: bool) -> Bool[Array, "V B"]:
     """Whether a step, in the direction of the scan, is the first of its segment."""
-    return segments != _shifted(segments, reverse, fill=-1)
+    return segment_ids != _shifted(segment_ids, reverse, fill=-1)
 
 
 def _shifted(values: Array, reverse: bool, fill: float = 0) -> Array:

@@ -38,10 +38,10 @@ def test_each_example_is_in_one_row_as_it_was(lengths, level):
     assert np.diff(packed.example_offsets).max() <= max(lengths)
     for row in range(len(offsets) - 1):
         at = packed.example_offsets[row]
-        for segment, example in enumerate(members[offsets[row] : offsets[row + 1]]):
+        for segment, example in enumerate(members[offsets[row] : offsets[row + 1]], start=1):
             here = slice(at, at + lengths[example])
             own = slice(sequences.example_offsets[example], sequences.example_offsets[example + 1])
-            np.testing.assert_array_equal(packed.segments[here], segment)
+            np.testing.assert_array_equal(packed.segment_ids[here], segment)
             for name in ("ages", "gap_days"):
                 np.testing.assert_array_equal(getattr(packed, name)[here], getattr(sequences, name)[own])
             for v, w in zip(range(own.start, own.stop), range(here.start, here.stop), strict=True):
@@ -69,7 +69,7 @@ def test_batches_of_rows_name_their_segments_and_examples():
     packed = pack_visits(make_sequences([3, 1, 2]))
     batch = VisitBatches(packed.sequences, batch_size=4, num_buckets=1, level="visit").batch_at(0)
     order = np.argsort(batch.example_ids)
-    assert batch.segments[order].tolist() == [[0, 0, 0], [0, 0, 1]]
+    assert batch.segment_ids[order].tolist() == [[1, 1, 1], [1, 1, 2]]
     assert packed.examples_of(batch.example_ids[order]).tolist() == [0, 2, 1]
     assert packed.examples_of(np.array([-1, 1])).tolist() == [2, 1]
 
@@ -77,11 +77,11 @@ def test_batches_of_rows_name_their_segments_and_examples():
 def test_padding_visits_have_no_segment():
     packed = pack_visits(make_sequences([3, 2]))
     batch = VisitBatches(packed.sequences, batch_size=2, num_buckets=1, level="visit").batch_at(0)
-    np.testing.assert_array_equal(batch.segments >= 0, batch.visit_mask)
+    np.testing.assert_array_equal(batch.segment_ids > 0, batch.visit_mask)
 
 
 def test_unpacked_batches_have_no_segments():
-    assert VisitBatches(make_sequences([3, 2]), batch_size=2).batch_at(0).segments is None
+    assert VisitBatches(make_sequences([3, 2]), batch_size=2).batch_at(0).segment_ids is None
 
 
 def test_level_that_does_not_exist_is_refused():
