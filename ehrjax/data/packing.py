@@ -15,7 +15,7 @@ from ehrjax.data.timeline import expand
 from ehrjax.types import VisitSequences
 
 ROOMY = 1.25  # codes that fit into a row, over those of an average row
-OPEN_ROWS = 1024  # rows looked at for room: bounds the time, and with so many to choose from the fill as well
+CHUNK_ITEMS = 4096  # packed among themselves: bounds the time, and leaves enough to choose from
 
 
 class PackedVisits(NamedTuple):
@@ -73,25 +73,29 @@ def pack_visits(sequences: VisitSequences, *, level: str = "patient") -> PackedV
 
 
 def first_fit(sizes: Sequence[Int[np.ndarray, "n"]], room: Sequence[int]) -> Int[np.ndarray, "n"]:
-    """Row of each item: largest first (by the first of `sizes`), into the earliest open row with room for all sizes.
+    """Row of each item: largest first (by the first of `sizes`), into the earliest row with room for all its sizes.
 
-    The last `OPEN_ROWS` rows are open. An item larger than `room` gets a row of its own.
+    Items are packed `CHUNK_ITEMS` at a time. An item larger than `room` gets a row of its own.
     """
     wanted = np.stack([np.asarray(size, np.int64) for size in sizes])
-    limit = np.array(room)[:, None]
-    left = np.zeros((len(wanted), OPEN_ROWS), np.int64)  # a ring: row r at r % OPEN_ROWS
     rows, num_rows = np.empty(wanted.shape[1], np.int64), 0
+    for start in range(0, wanted.shape[1], CHUNK_ITEMS):
+        chunk = slice(start, start + CHUNK_ITEMS)
+        rows[chunk] = num_rows + _first_fit(wanted[:, chunk], np.array(room))
+        num_rows = rows[chunk].max() + 1
+    return rows
+
+
+def _first_fit(wanted: Int[np.ndarray, "k n"], room: Int[np.ndarray, "k"]) -> Int[np.ndarray, "n"]:
+    rows, num_rows = np.empty(wanted.shape[1], np.int64), 0
+    left = np.empty(wanted.shape, np.int64)
     for item in np.lexsort((-wanted[-1], -wanted[0])):
-        size = wanted[:, item : item + 1]
-        oldest = max(num_rows - OPEN_ROWS, 0)
-        fits = np.flatnonzero((left >= size).all(axis=0)) if num_rows else []
-        if len(fits):
-            at = fits[np.argmin((fits - oldest) % OPEN_ROWS)]
-            row = oldest + (at - oldest) % OPEN_ROWS
-        else:
-            row, at = num_rows, num_rows % OPEN_ROWS
-            left[:, at] = limit[:, 0]
+        size = wanted[:, item]
+        fits = (left[:, :num_rows] >= size[:, None]).all(axis=0)
+        row = int(fits.argmax()) if fits.any() else num_rows
+        if row == num_rows:
+            left[:, row] = room
             num_rows += 1
-        left[:, at] -= size[:, 0]
+        left[:, row] -= size
         rows[item] = row
     return rows

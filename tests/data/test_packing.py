@@ -24,9 +24,13 @@ def test_all_sizes_must_fit_and_what_is_too_large_stands_alone():
     assert first_fit((visits, codes), (5, 4)).tolist() == [0, 2, 1, 1]
 
 
-def test_only_the_latest_rows_are_open(monkeypatch):
-    monkeypatch.setattr(packing, "OPEN_ROWS", 2)
-    assert first_fit((np.array([4, 3, 3, 2, 1, 1]),), (5,)).tolist() == [0, 1, 2, 1, 2, 2]
+def test_chunks_are_packed_among_themselves_and_stay_nearly_full(monkeypatch):
+    lengths = np.clip(np.random.default_rng(0).lognormal(2.65, 0.9, 3000).astype(int), 1, 50)
+    monkeypatch.setattr(packing, "CHUNK_ITEMS", 1000)
+    rows = first_fit((lengths, 6 * lengths), (50, 375))
+    assert np.bincount(rows, lengths).max() <= 50
+    assert all(set(rows[:1000]).isdisjoint(part) for part in (rows[1000:2000], rows[2000:]))
+    assert lengths.sum() / (50 * (rows.max() + 1)) > 0.97
 
 
 @settings(max_examples=50, deadline=None)
