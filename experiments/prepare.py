@@ -44,7 +44,8 @@ class SplitData(NamedTuple):
     """One split of one task.
 
     Validation and test have one example a label row. So has train, or one example a patient with a label at each of the
-    patient's index visits (`level` "visit", see `_every_visit`); then `labels` holds the rows that found a place.
+    patient's index visits (`level` "visit", see `_every_visit`); then `labels` has all its rows, those without a place
+    in `sequences` among them.
     """
 
     labels: Labels
@@ -174,7 +175,9 @@ def prepare_task(
         split: SplitData(parts[split], build_visit_sequences(stores[split], data.vocab, parts[split], **settings))
         for split in splits
     }
-    return built | ({"train": every} if every else {}), "", first.flow
+    built |= {"train": every} if every else {}
+    assert_disjoint(**{split: np.unique(part.sequences.subject_ids) for split, part in built.items()})
+    return built, "", first.flow
 
 
 def _every_visit(name: str, drawn: Labels, data: Data, config: ConfigDict, settings: dict) -> SplitData | None:

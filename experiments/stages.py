@@ -117,8 +117,8 @@ def train_task(
 def make_loaders(parts: dict[str, SplitData], config: ConfigDict) -> tuple[dict[str, VisitBatches], Any]:
     """Batches of each split, and which examples a training batch holds.
 
-    Train comes in packed rows, about `batch_size` patients at a time; a bidirectional model, which would read on into
-    the next patient's place, gets one patient a row.
+    Train comes in packed rows, about `batch_size` patients at a time, with labels at visits. A bidirectional model can
+    have none there and gets one patient a row.
     """
     limits = {"max_codes": config.data.max_codes, "seed": config.train.seed}
     size, num_buckets = config.train.batch_size, config.train.num_buckets

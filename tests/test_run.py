@@ -14,7 +14,7 @@ import pytest
 from configs import lstm_large, lstm_medium, lstm_small
 from ehrjax.data.tasks import TASKS
 from ehrjax.train.checkpoint import restore_best_params
-from experiments import build, stages
+from experiments import build, prepare, stages
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT_KEYS = {"model", "data", "tasks", "train"}
@@ -170,3 +170,13 @@ def test_a_workdir_that_cannot_be_written_is_told_in_words(tmp_path):
 @pytest.mark.parametrize(("count", "limit", "expected"), [(0, 3, []), (3, 3, [0, 1, 2]), (9, 3, [0, 4, 8])])
 def test_an_even_share_of_rows(count, limit, expected):
     assert stages._even_share(np.arange(count), limit).tolist() == expected
+
+
+def test_each_split_of_a_task_holds_its_own_patients_only(finished):
+    config = build.check_config(lstm_small.get_config("debug"))
+    data = prepare.prepare_data(config, finished)
+    parts, reason, _ = prepare.prepare_task("diabetes_onset", data, config, finished)
+    assert parts is not None, reason
+    assert parts["train"].level == "visit"
+    for split, part in parts.items():
+        assert np.isin(part.sequences.subject_ids, data.splits[split]).all()

@@ -90,7 +90,10 @@ class Checkpoints:
             )
             try:
                 self._manager.save(step, args=args)
-            except (ValueError, OSError) as error:  # TensorStore tells of a full disk in a ValueError
+            except (ValueError, OSError) as error:
+                # TensorStore tells of a full disk in a ValueError; any other one is no matter of room.
+                if not isinstance(error, OSError) and "os_error_code" not in str(error):
+                    raise
                 reason = str(error).splitlines()[0]
                 raise OSError(
                     f"cannot write the checkpoint of step {step} to {self.directory}: {reason}. Make room there: "
