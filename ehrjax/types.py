@@ -53,12 +53,71 @@ class VisitBatch(NamedTuple):
     segment_ids: Int[Array, "B V"] | None = None  # packed rows: which patient of the row, from 1; 0 for padding
 
 
+class MaskedCodes(NamedTuple):
+    """Tokens that a model has to fill in, as many slots a row as the fullest row needs."""
+
+    positions: Int[Array, "B M"]  # column in the row's tokens, ascending; 0 in padding slots
+    shown: Int[Array, "B M"]  # what stands there instead: [MASK], a random code, or the code itself
+    mask: Bool[Array, "B M"]
+
+
+class NextVisits(NamedTuple):
+    """Which visits are to be predicted from the visits before them, and which tokens are their code sets."""
+
+    codes: Bool[Array, "B T"]  # first occurrence of a code in a visit that is to be predicted
+    visits: Bool[Array, "B V"]  # the visit's code set is to be predicted from the state after the visit before it
+
+
+class TokenBatch(NamedTuple):
+    """Rows of token sequences `[CLS] visit 1 [SEP] visit 2 [SEP] ..`, several patients packed into a row.
+
+    `segment_ids` says which of the row's sequences a token belongs to (from 1; 0 is padding). Positions, visit numbers
+    and ages start afresh with each sequence; ages and visit numbers are 0 on special tokens. V counts the visits of a
+    row, of all its sequences one after another, and S its sequences. Labels belong to visits (R = V) or to sequences
+    (R = S).
+    """
+
+    tokens: Int[Array, "B T"]
+    ages: Int[Array, "B T"]  # completed years at the visit's start plus 1; 0 on special tokens
+    visit_ids: Int[Array, "B T"]  # number of the visit in its sequence, from 1; 0 on special tokens
+    positions: Int[Array, "B T"]  # from 0 in each sequence
+    segment_ids: Int[Array, "B T"]
+    code_visits: Int[Array, "B T"]  # column (of V) of the visit that holds the code; -1 on special tokens and padding
+    visit_ends: Int[Array, "B V"]  # column (of T) of the [SEP] that closes the visit; 0 for padding
+    visit_mask: Bool[Array, "B V"]
+    visit_segments: Int[Array, "B V"]  # as segment_ids; 0 for padding
+    visit_ages: Float[Array, "B V"]  # years at the visit's start
+    visit_gap_days: Float[Array, "B V"]  # days since the previous visit's start
+    labels: Shaped[Array, "B R K"]
+    label_mask: Bool[Array, "B R K"]
+    example_mask: Bool[Array, "B"]  # the row holds a sequence
+    example_ids: Int[Array, "B S"]  # number of each sequence; -1 for padding
+    masked: MaskedCodes | None = None
+    next_visits: NextVisits | None = None
+
+    def as_visit_batch(self) -> VisitBatch:
+        """The same rows for a model of visits; its embedding also looks up special tokens, which no visit holds."""
+        return VisitBatch(
+            codes=self.tokens,
+            code_visits=self.code_visits,
+            visit_mask=self.visit_mask,
+            ages=self.visit_ages,
+            gap_days=self.visit_gap_days,
+            labels=self.labels,
+            label_mask=self.label_mask,
+            example_mask=self.example_mask,
+            example_ids=self.example_ids[:, 0],
+            segment_ids=self.visit_segments,
+        )
+
+
 class Outputs(NamedTuple):
     """What a model returns; a field that a model does not compute is None."""
 
-    logits: Float[Array, "B K"] | None = None  # or [B V K]
-    pooled: Float[Array, "B D"] | None = None
-    hidden: Float[Array, "B V D"] | None = None
+    logits: Float[Array, "B K"] | None = None  # or [B V K], or [B S K] for the sequences of packed rows
+    pooled: Float[Array, "B D"] | None = None  # or [B S D]
+    hidden: Float[Array, "B V D"] | None = None  # after each visit
+    tokens: Float[Array, "B T D"] | None = None  # of each token
     attention: Float[Array, "B T"] | None = None  # weight of each code in its visit
 
 
