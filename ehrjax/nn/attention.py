@@ -1,0 +1,106 @@
+"""Attention over packed rows: a token sees the tokens of its own segment and, if causal, only columns up to its own.
+
+One function, `attend`, with several ways to compute the same numbers. "dense" is the reference with an explicit mask;
+"chunked" needs memory linear in the row's length; "pallas" and "cudnn" are GPU kernels. Padding is segment 0 and sees
+padding, so every token sees at least itself and no softmax runs over nothing. There is no dropout on attention
+probabilities on any path: fused kernels have none.
+"""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+PATHS = ("dense", "chunked", "pallas", "cudnn")
+BLOCK = 256  # query columns that the chunked path handles at a time
+# Row length from which the chunked path is taken: below it the dense one is faster, and its memory does not matter.
+CHUNKED_FROM = 1024
+_PALLAS_BLOCK = 128
+_MASKED = -1e30  # finite, so that a difference of two masked scores is no NaN
+
+
+def attend(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T N H"],
+    v: Float[Array, "B T N H"],
+    segment_ids: Int[Array, "B T"],
+    *,
+    causal: bool,
+    path: str | None = None,
+) -> Float[Array, "B T N H"]:
+    """Softmax(q k / sqrt(H)) v within segments, in the dtype of `v`; scores and softmax are float32.
+
+    `path` is one of PATHS, or None for the best one on the default device (see `choose_path`).
+    """
+    if path is None:
+        path = choose_path(jax.default_backend(), q.shape[1], q.shape[-1], q.dtype)
+    if path not in PATHS:
+        raise ValueError(f"path={path!r} is not known: use None or one of {', '.join(PATHS)}.")
+    compute = {"dense": _dense, "chunked": _chunked, "pallas": _pallas, "cudnn": _cudnn}[path]
+    return compute(q, k, v, segment_ids, causal)
+
+
+def choose_path(backend: str, num_tokens: int, head_dim: int, dtype) -> str:
+    """The path for rows of `num_tokens` on a backend ("cpu", "gpu", ..); kernels of a GPU only there."""
+    if backend == "gpu" and dtype in (jnp.bfloat16, jnp.float16) and head_dim in (32, 64, 128):
+        return "pallas"
+    return "chunked" if num_tokens >= CHUNKED_FROM else "dense"
+
+
+def segment_mask(
+    segment_ids: Int[Array, "B T"], key_segment_ids: Int[Array, "B S"], *, causal: bool, start: int = 0
+) -> Bool[Array, "B T S"]:
+    """Which keys (columns 0..S) each query (columns start..start + T) sees."""
+    mask = segment_ids[:, :, None] == key_segment_ids[:, None, :]
+    if causal:
+        columns = start + jnp.arange(segment_ids.shape[1])
+        mask &= (columns[:, None] >= jnp.arange(key_segment_ids.shape[1])[None, :])[None]
+    return mask
+
+
+def _dense(q, k, v, segment_ids, causal):
+    return _attend_masked(q, k, v, segment_mask(segment_ids, segment_ids, causal=causal))
+
+
+def _attend_masked(q, k, v, mask):
+    scores = jnp.einsum("btnh,bsnh->bnts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    probabilities = nn.softmax(jnp.where(mask[:, None], scores, _MASKED), axis=-1)
+    return jnp.einsum("bnts,bsnh->btnh", probabilities.astype(v.dtype), v)
+
+
+def _chunked(q, k, v, segment_ids, causal):
+    """Blocks of queries one after another, each recomputed in the backward pass: one block's scores live at a time."""
+
+    @partial(jax.checkpoint, static_argnums=(5,))
+    def block(q, k, v, segments, key_segments, start):
+        return _attend_masked(q, k, v, segment_mask(segments, key_segments, causal=causal, start=start))
+
+    num_tokens, outputs = q.shape[1], []
+    for start in range(0, num_tokens, BLOCK):
+        rows = slice(start, min(start + BLOCK, num_tokens))
+        keys = slice(0, rows.stop if causal else num_tokens)  # nothing later is seen, so it need not be computed
+        outputs.append(block(q[:, rows], k[:, keys], v[:, keys], segment_ids[:, rows], segment_ids[:, keys], start))
+    return jnp.concatenate(outputs, axis=1)
+
+
+def _pallas(q, k, v, segment_ids, causal, *, interpret=False):
+    """The flash attention kernel that comes with JAX; rows are padded to whole blocks of its grid."""
+    from jax.experimental.pallas.ops.gpu.attention import BlockSizes, mha
+
+    num_tokens = q.shape[1]
+    block = min(_PALLAS_BLOCK, max(16, 1 << (num_tokens - 1).bit_length()))
+    missing = -num_tokens % block
+    q, k, v = (jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))) for x in (q, k, v))
+    segment_ids = jnp.pad(segment_ids, ((0, 0), (0, missing)), constant_values=-1)  # padding must not see it
+    small = min(block, 32)
+    sizes = BlockSizes(block, block, block_q_dkv=small, block_kv_dkv=small, block_q_dq=small, block_kv_dq=small)
+    scale = q.shape[-1] ** -0.5
+    outputs = mha(q, k, v, segment_ids, sm_scale=scale, causal=causal, block_sizes=sizes, interpret=interpret)
+    return outputs[:, :num_tokens]
+
+
+def _cudnn(q, k, v, segment_ids, causal):
+    mask = segment_mask(segment_ids, segment_ids, causal=causal)[:, None]
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")

@@ -1,0 +1,51 @@
+"""Token states of packed rows to one vector a visit and one a sequence."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from ehrjax.nn.pooling import pool_max
+from ehrjax.types import TokenBatch
+
+SEQUENCE_POOLINGS = ("last", "cls", "mean", "max")
+_LOWEST = -1e9  # below every state, yet finite in every dtype
+
+
+def gather_visits(tokens: Float[Array, "B T D"], batch: TokenBatch) -> Float[Array, "B V D"]:
+    """State of the [SEP] that closes each visit; zeros where `visit_mask` is False."""
+    return jnp.where(batch.visit_mask[..., None], _take(tokens, batch.visit_ends), 0)
+
+
+def pool_sequences(
+    method: str, tokens: Float[Array, "B T D"], hidden: Float[Array, "B V D"], batch: TokenBatch
+) -> Float[Array, "B S D"]:
+    """One vector a sequence of the row, zeros for slots without one (S is the width of `batch.example_ids`).
+
+    last: `hidden` of the sequence's last visit; cls: state of its first token; mean, max: over its code tokens (zeros
+    if it has none).
+    """
+    num_sequences = batch.example_ids.shape[1]
+    if method == "last":
+        found = _members(batch.visit_segments, num_sequences)
+        last = found.shape[-1] - 1 - jnp.argmax(found[..., ::-1], axis=-1)
+        return jnp.where(found.any(-1)[..., None], _take(hidden, last), 0)
+    found = _members(batch.segment_ids, num_sequences)
+    if method == "cls":
+        return jnp.where(found.any(-1)[..., None], _take(tokens, jnp.argmax(found, axis=-1)), 0)
+    is_code = batch.code_visits >= 0
+    found &= is_code[:, None]
+    if method == "mean":
+        counts = jnp.maximum(found.sum(-1), 1).astype(tokens.dtype)
+        return jnp.einsum("bst,btd->bsd", found.astype(tokens.dtype), tokens) / counts[..., None]
+    if method == "max":
+        codes = jnp.where(is_code[..., None], tokens, _LOWEST)
+        return jnp.where(found.any(-1)[..., None], pool_max(codes, batch.segment_ids - 1, num_sequences), 0)
+    raise ValueError(f"pooling={method!r} is not known: use one of {', '.join(SEQUENCE_POOLINGS)}.")
+
+
+def _members(segment_ids: Int[Array, "B X"], num_sequences: int) -> Bool[Array, "B S X"]:
+    """Which columns belong to each sequence of the row."""
+    return segment_ids[:, None, :] == jnp.arange(1, num_sequences + 1)[None, :, None]
+
+
+def _take(states: Float[Array, "B X D"], columns: Int[Array, "B Y"]) -> Float[Array, "B Y D"]:
+    return jnp.take_along_axis(states, columns[..., None], axis=1)

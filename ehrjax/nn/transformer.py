@@ -1,0 +1,119 @@
+"""A transformer encoder over packed rows: attention, feed-forward, pre-LN blocks, a scan over depth.
+
+Pre-LN as in Xiong et al. (2020, arXiv:2002.04745). Parameters are float32 whatever the compute dtype; LayerNorm and
+softmax compute in float32. Dropout acts on the residual branches, not on attention probabilities.
+"""
+
+from functools import partial
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float, Int
+
+from ehrjax.nn.attention import attend
+from ehrjax.nn.dropout import Dropout
+
+EPSILON = 1e-5  # of LayerNorm, as in torch
+
+LayerNorm = partial(nn.LayerNorm, epsilon=EPSILON)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention within segments; queries, keys and values come from one product `qkv`.
+
+    `path` says how attention is computed (`ehrjax.nn.attention.PATHS`), None for the best on the device.
+    """
+
+    num_heads: int
+    dtype: DTypeLike | None = None
+    path: str | None = None
+
+    @nn.compact
+    def __call__(
+        self, inputs: Float[Array, "B T D"], segment_ids: Int[Array, "B T"], *, causal: bool
+    ) -> Float[Array, "B T D"]:
+        width = inputs.shape[-1]
+        if width % self.num_heads:
+            raise ValueError(f"num_heads={self.num_heads} must divide width={width}.")
+        projected = nn.Dense(3 * width, dtype=self.dtype, name="qkv")(inputs)
+        q, k, v = jnp.split(projected.reshape(*inputs.shape[:2], 3 * self.num_heads, -1), 3, axis=2)
+        outputs = attend(q, k, v, segment_ids, causal=causal, path=self.path)
+        return nn.Dense(width, dtype=self.dtype, name="out")(outputs.reshape(inputs.shape))
+
+
+class FeedForward(nn.Module):
+    """Dense to `ffn_dim`, GELU, Dense back."""
+
+    ffn_dim: int
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        inner = nn.Dense(self.ffn_dim, dtype=self.dtype, name="in")(inputs)
+        return nn.Dense(inputs.shape[-1], dtype=self.dtype, name="out")(nn.gelu(inner))
+
+
+class Block(nn.Module):
+    """Pre-LN block: x + dropout(attention(norm(x))), then x + dropout(feed-forward(norm(x)))."""
+
+    num_heads: int
+    ffn_dim: int
+    dropout_rate: float = 0.0
+    dtype: DTypeLike | None = None
+    path: str | None = None
+
+    @nn.compact
+    def __call__(
+        self, inputs: Float[Array, "B T D"], segment_ids: Int[Array, "B T"], *, causal: bool, train: bool
+    ) -> Float[Array, "B T D"]:
+        dropout = Dropout(self.dropout_rate)
+        attention = SelfAttention(self.num_heads, self.dtype, self.path, name="attention")
+        normed = LayerNorm(dtype=self.dtype, name="attention_norm")(inputs)
+        inputs = inputs + dropout(attention(normed, segment_ids, causal=causal), train=train)
+        normed = LayerNorm(dtype=self.dtype, name="ffn_norm")(inputs)
+        return inputs + dropout(FeedForward(self.ffn_dim, self.dtype, name="ffn")(normed), train=train)
+
+
+class Encoder(nn.Module):
+    """`num_layers` pre-LN blocks and a last LayerNorm.
+
+    The blocks are one scan with their parameters stacked on axis 0 under "layers", so compile time does not grow with
+    depth. `unroll` blocks a step of the scan and `remat` (recompute each block in the backward pass instead of keeping
+    its activations) change speed and memory, never numbers or parameters. `dtype` is what the products compute in.
+    """
+
+    num_layers: int
+    num_heads: int
+    ffn_dim: int
+    dropout_rate: float = 0.0
+    dtype: DTypeLike | None = None
+    remat: bool = False
+    unroll: int = 1
+    path: str | None = None
+
+    @nn.compact
+    def __call__(
+        self, inputs: Float[Array, "B T D"], segment_ids: Int[Array, "B T"], *, causal: bool, train: bool = False
+    ) -> Float[Array, "B T D"]:
+        def run(block, carry, segment_ids):
+            return block(carry, segment_ids, causal=causal, train=train), None
+
+        block = Block(self.num_heads, self.ffn_dim, self.dropout_rate, self.dtype, self.path, name="layers")
+        scan = nn.scan(
+            nn.remat(run, prevent_cse=False) if self.remat else run,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=nn.broadcast,
+            length=self.num_layers,
+            unroll=self.unroll,
+        )
+        dtype = jnp.float32 if self.dtype is None else self.dtype
+        outputs, _ = scan(block, inputs.astype(dtype), segment_ids)
+        return LayerNorm(dtype=self.dtype, name="norm")(outputs)
+
+
+def sinusoids(positions: Int[Array, "B T"], width: int) -> Float[Array, "B T D"]:
+    """Sines and cosines of the positions at wavelengths from 2 pi to 10000 * 2 pi (Vaswani et al., 2017)."""
+    rates = jnp.exp(-jnp.log(10_000.0) * jnp.arange(width // 2) / (width // 2))
+    angles = positions[..., None].astype(jnp.float32) * rates[None, None]
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
