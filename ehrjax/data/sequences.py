@@ -108,6 +108,36 @@ def build_visit_level_sequences(
     return _to_sequences(joined, ids, times, np.where(mask, labels.values[row], 0).astype(labels.values.dtype), mask)
 
 
+def build_patient_sequences(
+    store, vocab: Vocabulary, subject_ids: np.ndarray, *, max_codes: int = 512
+) -> VisitSequences:
+    """One example a patient with the whole record, in the order given; for pre-training, so there are no label columns.
+
+    `times` are the starts of the last visits. Patients of the store without any visit that has an event are left out.
+    Raises ValueError for subjects that are not in the store.
+    """
+    subject_ids = np.asarray(subject_ids, np.int64)
+    _refuse_absent(store, subject_ids)
+    encoder = _make_encoder(store, vocab, NEVER, max_codes)
+    parts, order, times = [], [], np.zeros(len(subject_ids), np.int64)
+    for shard, examples in _by_shard(store, subject_ids):
+        rows = np.searchsorted(shard.subject_ids, subject_ids[examples])
+        line = Timeline.of(shard)
+        last_start = np.full(len(shard.subject_ids), NULL_TIME)
+        heard = line.known != NEVER
+        np.maximum.at(last_start, line.visit_rows[heard], np.asarray(shard.visit_start)[heard])
+        times[examples] = last_start[rows]
+        everything = line.last.max(initial=0)
+        for piece in _pieces(shard, rows):
+            parts.append(_gather(shard, line, encoder, rows[piece], np.full(len(piece), everything)))
+            order.append(examples[piece])
+    joined = _join(parts, order, len(subject_ids))
+    keep = joined.visits_each > 0
+    joined = joined._replace(visits_each=joined.visits_each[keep])
+    nothing = np.zeros((int(keep.sum()), 0), np.float32)
+    return _to_sequences(joined, subject_ids[keep], times[keep], nothing, nothing.astype(bool))
+
+
 def _make_encoder(store, vocab: Vocabulary, max_visits: int, max_codes: int) -> _Encoder:
     if max_visits < 1 or max_codes < 1:
         raise ValueError(f"max_visits={max_visits} and max_codes={max_codes} must be at least 1.")
@@ -247,6 +277,15 @@ def _refuse_empty(visits_each: np.ndarray, labels: Labels) -> None:
         raise ValueError(
             f"subject {labels.subject_ids[empty[0]]} has no visit by its index time {time} ({len(empty)} of"
             f" {len(visits_each)} label rows): leave these out with drop_without_visits(store, labels)."
+        )
+
+
+def _refuse_absent(store, subject_ids: np.ndarray) -> None:
+    absent = subject_ids[~np.isin(subject_ids, store.subject_ids)]
+    if len(absent):
+        raise ValueError(
+            f"subject {absent[0]} is not in the store ({len(absent)} of {len(subject_ids)} such): leave these out, or"
+            " name the store that they are from."
         )
 
 
