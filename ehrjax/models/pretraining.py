@@ -1,0 +1,149 @@
+"""An encoder with the heads that pre-train it, and what each objective shows it of a batch.
+
+The encoder is any model of token batches (`Outputs` from `encoder(batch, train=, causal=)`), best with
+`num_outputs=0`. Its parameters stay as they are under "encoder", where fine-tuning takes them from; beside them are
+"mlm_head", "next_visit_head" and "projection".
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from ehrjax.nn.heads import MaskedCodeHead, NextVisitHead, ProjectionHead
+from ehrjax.nn.segments import sequence_bounds, to_parts
+from ehrjax.nn.sequence_pooling import pool_sequences
+from ehrjax.types import MaskedCodes, Outputs, TokenBatch
+
+FIRST_CODE = 5  # ids below it are special tokens
+HEADS = ("mlm", "next_visit", "pooled_next_visit", "contrastive")
+
+
+class Pretraining(nn.Module):
+    """Encoder and heads; call the methods by `model.apply(variables, batch, train, method="masked_logits")`.
+
+    `heads` names the objectives whose heads exist; both kinds of next-visit prediction share one. With
+    `tie_embeddings` the masked codes are decoded by the encoder's own code embeddings.
+    """
+
+    encoder: nn.Module
+    vocab_size: int
+    heads: tuple[str, ...] = ("mlm", "next_visit")
+    tie_embeddings: bool = True
+    projection_dim: int = 128
+
+    def setup(self):
+        unknown = sorted(set(self.heads) - set(HEADS))
+        if unknown:
+            raise ValueError(f"heads={unknown[0]!r} is not known: use some of {', '.join(HEADS)}.")
+        if "mlm" in self.heads:
+            self._check_token_states()
+            self.mlm_head = MaskedCodeHead(self.vocab_size)
+        if {"next_visit", "pooled_next_visit"} & set(self.heads):
+            self.next_visit_head = NextVisitHead(self.vocab_size)
+        if "contrastive" in self.heads:
+            self.projection = ProjectionHead(self.projection_dim)
+
+    def __call__(self, batch: TokenBatch, train: bool = False) -> Outputs:
+        """The encoder's outputs; under `init` it makes the parameters of all heads, from any token batch."""
+        outputs = self.encoder(batch, train=train)
+        if self.is_initializing():
+            if "mlm" in self.heads:
+                self._decode_masked(outputs.tokens, jnp.zeros((batch.tokens.shape[0], 1), jnp.int32))
+            if hasattr(self, "next_visit_head"):
+                self.next_visit_head(outputs.hidden)
+            if "contrastive" in self.heads:
+                self.projection(outputs.pooled)
+        return outputs
+
+    def masked_logits(self, batch: TokenBatch, train: bool = False) -> Float[Array, "B M G"]:
+        """Logits at the masked positions alone, from all other tokens; the true tokens there are not read."""
+        self._check_token_states()
+        masked = _require(batch.masked, "masked", "mask_rate")
+        outputs = self.encoder(show_masked(batch, masked), train=train, causal=False)
+        return self._decode_masked(outputs.tokens, masked.positions)
+
+    def next_visit_logits(self, batch: TokenBatch, train: bool = False) -> Float[Array, "B V G"]:
+        """Logits of the codes of visit v + 1 in column v, from the visits up to v, in one causal pass."""
+        return self.next_visit_head(self.encoder(batch, train=train, causal=True).hidden)
+
+    def pooled_next_visit_logits(self, batch: TokenBatch, train: bool = False) -> Float[Array, "B S G"]:
+        """Logits of the codes of each sequence's last visit, from the pooled visits before it."""
+        history = keep_only(batch, visits=~is_last_visit(batch))
+        return self.next_visit_head(self.encoder(history, train=train).pooled)
+
+    def project(self, batch: TokenBatch, train: bool = False) -> Float[Array, "B S P"]:
+        """A vector of each sequence for contrast, from the mean over its codes (models of visits: their pooled)."""
+        if not has_token_states(self.encoder):
+            return self.projection(self.encoder(batch, train=train).pooled)
+        outputs = self.encoder(batch, train=train, causal=False)
+        return self.projection(pool_sequences("mean", outputs.tokens, outputs.hidden, batch))
+
+    def _decode_masked(self, tokens, positions):
+        states = jnp.take_along_axis(tokens, positions[..., None], axis=1)
+        # Only a bound encoder that has run holds its parameters while they are being made.
+        table = self.encoder.variables["params"]["embedding"]["embedding"] if self.tie_embeddings else None
+        return self.mlm_head(states, table)
+
+    def _check_token_states(self):
+        if not has_token_states(self.encoder):
+            raise ValueError(
+                f"{type(self.encoder).__name__} has states of visits and none of tokens, so it cannot fill in masked "
+                "codes: pre-train it by next_visit, pooled_next_visit or contrastive, or take a model of tokens."
+            )
+
+
+def has_token_states(encoder: nn.Module) -> bool:
+    """Whether the model computes `Outputs.tokens`, and can then also read both ways."""
+    return getattr(encoder, "has_token_states", True)
+
+
+def show_masked(batch: TokenBatch, masked: MaskedCodes) -> TokenBatch:
+    """The batch with `masked.shown` in place of the tokens at the masked positions."""
+    num_tokens = batch.tokens.shape[1]
+    # Padding slots point at column 0, whose token must stay: send them past the row's end, where they are dropped.
+    columns = jnp.where(masked.mask, masked.positions, num_tokens)
+    rows = jnp.arange(columns.shape[0])[:, None]
+    tokens = jnp.asarray(batch.tokens).at[rows, columns].set(masked.shown, mode="drop")
+    return batch._replace(tokens=tokens)
+
+
+def is_last_visit(batch: TokenBatch) -> Bool[Array, "B V"]:
+    """The last visit of each sequence."""
+    _, last, _ = sequence_bounds(batch.visit_segments, batch.example_ids.shape[1])
+    columns = jnp.arange(batch.visit_mask.shape[1])[None]
+    return (columns == to_parts(last, batch.visit_segments)) & batch.visit_mask
+
+
+def token_visits(batch: TokenBatch) -> Int[Array, "B T"]:
+    """Column of the visit that each code or [SEP] belongs to; -1 on [CLS] and padding."""
+    num_rows, num_visits = batch.visit_mask.shape
+    ends = jnp.where(batch.visit_mask, batch.visit_ends, batch.tokens.shape[1])
+    columns = jnp.broadcast_to(jnp.arange(num_visits)[None], (num_rows, num_visits))
+    rows = jnp.arange(num_rows)[:, None]
+    return jnp.asarray(batch.code_visits).at[rows, ends].set(columns.astype(batch.code_visits.dtype), mode="drop")
+
+
+def keep_only(batch: TokenBatch, *, visits: Bool[Array, "B V"], codes: Bool[Array, "B T"] | None = None) -> TokenBatch:
+    """The batch with the other visits, and other codes, turned into padding where they stand; shapes stay.
+
+    What remains keeps its position, age and visit number. [CLS] stays, a visit's [SEP] goes with the visit; the
+    entries of `codes` at special tokens are not read. Padding may then stand between tokens of a sequence.
+    """
+    visits = visits & batch.visit_mask
+    owners = token_visits(batch)
+    kept = (owners < 0) | jnp.take_along_axis(visits, jnp.maximum(owners, 0), axis=1)
+    if codes is not None:
+        kept &= codes | (batch.code_visits < 0)
+    masked = {
+        name: jnp.where(kept, getattr(batch, name), 0)
+        for name in ("tokens", "ages", "visit_ids", "positions", "segment_ids")
+    }
+    for name in ("visit_ends", "visit_segments", "visit_ages", "visit_gap_days"):
+        masked[name] = jnp.where(visits, getattr(batch, name), 0)
+    return batch._replace(code_visits=jnp.where(kept, batch.code_visits, -1), visit_mask=visits, **masked)
+
+
+def _require(part, name, option):
+    if part is None:
+        raise ValueError(f"the batch has no `{name}`: build the token batches with {option} set.")
+    return part
