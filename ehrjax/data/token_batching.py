@@ -55,7 +55,7 @@ _TOKEN_FIELDS = _Tokens._fields[:6]
 
 
 class TokenBatches:
-    """Batches of `batch_size` rows of `row_tokens` tokens; each row holds whole sequences, packed by first fit.
+    """Batches of `batch_size` rows (at most all) of `row_tokens` tokens; a row holds whole sequences, by first fit.
 
     An epoch covers each sequence once, in batches drawn from (seed, epoch); the last may have padding rows. Static
     shapes: `shapes` lists the (B, T, V, S) that batches can have, one a bucket. With `num_buckets` > 1 row lengths

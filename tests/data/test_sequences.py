@@ -14,6 +14,7 @@ from ehrjax.data.cohorts import make_labels
 from ehrjax.data.events import type_ranks
 from ehrjax.data.labels import Labels
 from ehrjax.data.sequences import (
+    build_patient_sequences,
     build_visit_level_sequences,
     build_visit_sequences,
     drop_without_visits,
@@ -336,6 +337,59 @@ def _replaced(labels, found):
 def _shows_part(patient, time):
     """A visit that has begun by `time` goes on after it."""
     return any(start <= time < max([end, *(t for _, t in events)]) for start, end, _, events in patient[3])
+
+
+# Whole records
+
+
+def test_whole_records_in_the_order_given_without_label_columns(tmp_path):
+    events = visit(1, 1, 0, 1, ("A", 0), ("LATE", 900)) + visit(1, 2, 7, 8, ("B", 7)) + visit(2, 1, 3, 3, ("C", 3))
+    events += [(2, None, "GENDER//F", None, None), *visit(3, 1, -40_000, -40_000, ("OLD", -40_000))]
+    store = make_store(tmp_path, events, num_shards=2)
+    vocab = vocabulary_of(store)
+    sequences = build_patient_sequences(store, vocab, np.array([2, 3, 1]))
+    shown = words(sequences, vocab)
+    last = "ENCOUNTER//ambulatory"
+    assert shown == [[["GENDER//F", "C", last]], [[last, "OLD"]], [["A", last, "LATE"], ["B", last]]]
+    assert sequences.subject_ids.tolist() == [2, 3, 1]
+    assert sequences.times.tolist() == [seconds(day(3)), seconds(day(-40_000)), seconds(day(7))]
+    assert sequences.gap_days.tolist() == [0, 0, 0, 7]
+    assert sequences.labels.shape == sequences.label_mask.shape == (3, 0)
+    assert sequences.label_mask.dtype == bool
+
+
+def test_patients_without_visits_are_left_out_of_whole_records(tmp_path):
+    store = make_store(tmp_path, [(1, None, "GENDER//F", None, None), *visit(2, 1, 0, 0, ("A", 0))])
+    vocab = vocabulary_of(store)
+    sequences = build_patient_sequences(store, vocab, np.array([1, 2]))
+    assert sequences.subject_ids.tolist() == [2]
+    assert len(sequences.example_offsets) == 2 and len(words(sequences, vocab)[0]) == 1
+    store = make_store(tmp_path / "statics", [(1, None, "GENDER//F", None, None)])
+    nobody = build_patient_sequences(store, vocab, np.array([1]))
+    assert [len(column) for column in nobody[:9]] == [0, 1, 1, 0, 0, 0, 0, 0, 0]
+    assert len(build_patient_sequences(store, vocab, np.zeros(0, int)).subject_ids) == 0
+
+
+def test_subjects_that_the_store_lacks_are_refused(tmp_path):
+    store = make_store(tmp_path, visit(2, 1, 0, 0))
+    with pytest.raises(ValueError, match=r"subject 9 is not in the store \(2 of 3 such\)"):
+        build_patient_sequences(store, vocabulary_of(store), np.array([9, 2, 8]))
+
+
+@settings(max_examples=30, deadline=None)
+@given(histories(), st.integers(1, 4), st.sampled_from([3, 4_000_000]))
+def test_whole_records_are_what_a_row_far_in_the_future_shows(events, max_codes, chunk):
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sequences_lib, "_CHUNK_EVENTS", chunk)
+        store = make_store(Path(folder), events, num_shards=2)
+        vocab = vocabulary_of(store)
+        subjects = store.subject_ids[::-1]
+        labels = drop_without_visits(store, labels_at(*((int(subject), day(9999)) for subject in subjects)))
+        expected = build_visit_sequences(store, vocab, labels, max_visits=1000, max_codes=max_codes)
+        sequences = build_patient_sequences(store, vocab, subjects, max_codes=max_codes)
+        same(sequences, expected, ["codes", "visit_offsets", "example_offsets", "ages", "gap_days", "subject_ids"])
+        latest = {patient[0]: max((visit[0] for visit in patient[3]), default=None) for patient in patients_of(store)}
+        assert sequences.times.tolist() == [latest[subject] for subject in sequences.subject_ids]
 
 
 # Bags

@@ -1,4 +1,4 @@
-"""Token batches: the exact layout, nothing lost or twice, masks and targets as asked for, the same for the same step."""
+"""Token batches: the exact layout, nothing lost or twice, masks and targets as asked for, a function of the step."""
 
 import jax
 import numpy as np
@@ -225,7 +225,7 @@ def test_shapes_are_static_and_listed():
 
 
 def test_buckets_hold_each_sequence_in_the_shortest_row_and_keep_tokens_a_batch():
-    batches = make_token_batches([30] * 20 + [1] * 40 + [14] * 20, row_tokens=128, batch_size=2, num_buckets=3)
+    batches = make_token_batches([30] * 20 + [1] * 100 + [14] * 20, row_tokens=128, batch_size=2, num_buckets=3)
     assert [rows * tokens for rows, tokens, _, _ in batches.shapes] == [256, 256, 256]
     sizes = count_tokens(batches.sequences)
     for batch in batches.eval_batches():
