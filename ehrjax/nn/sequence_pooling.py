@@ -1,9 +1,9 @@
 """Token states of packed rows to one vector a visit and one a sequence."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ehrjax.nn.pooling import pool_max
 from ehrjax.types import TokenBatch
 
 SEQUENCE_POOLINGS = ("last", "cls", "mean", "max")
@@ -26,7 +26,7 @@ def pool_sequences(
     num_sequences = batch.example_ids.shape[1]
     if method == "last":
         found = _members(batch.visit_segments, num_sequences)
-        last = found.shape[-1] - 1 - jnp.argmax(found[..., ::-1], axis=-1)
+        last = _last(found)
         return jnp.where(found.any(-1)[..., None], _take(hidden, last), 0)
     found = _members(batch.segment_ids, num_sequences)
     if method == "cls":
@@ -37,14 +37,35 @@ def pool_sequences(
         counts = jnp.maximum(found.sum(-1), 1).astype(tokens.dtype)
         return jnp.einsum("bst,btd->bsd", found.astype(tokens.dtype), tokens) / counts[..., None]
     if method == "max":
-        codes = jnp.where(is_code[..., None], tokens, _LOWEST)
-        return jnp.where(found.any(-1)[..., None], pool_max(codes, batch.segment_ids - 1, num_sequences), 0)
+        highest = _running_max(jnp.where(is_code[..., None], tokens, _LOWEST), batch.segment_ids)
+        last = _last(found)
+        return jnp.where(found.any(-1)[..., None], _take(highest, last), 0)
     raise ValueError(f"pooling={method!r} is not known: use one of {', '.join(SEQUENCE_POOLINGS)}.")
 
 
 def _members(segment_ids: Int[Array, "B X"], num_sequences: int) -> Bool[Array, "B S X"]:
     """Which columns belong to each sequence of the row."""
     return segment_ids[:, None, :] == jnp.arange(1, num_sequences + 1)[None, :, None]
+
+
+def _last(found: Bool[Array, "B S X"]) -> Int[Array, "B S"]:
+    """The last True column."""
+    return found.shape[-1] - 1 - jnp.argmax(found[..., ::-1], axis=-1)
+
+
+def _running_max(states: Float[Array, "B T D"], segment_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    """Maximum over the columns of the segment so far.
+
+    A scan and no segment maximum: to find the winners again by comparing, as the gradient of that needs, XLA may have
+    rounded the states anew.
+    """
+    starts = segment_ids != jnp.pad(segment_ids, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
+
+    def merge(left, right):
+        (left_starts, left_max), (right_starts, right_max) = left, right
+        return left_starts | right_starts, jnp.where(right_starts, right_max, jnp.maximum(left_max, right_max))
+
+    return jax.lax.associative_scan(merge, (starts[..., None], states), axis=1)[1]
 
 
 def _take(states: Float[Array, "B X D"], columns: Int[Array, "B Y"]) -> Float[Array, "B Y D"]:

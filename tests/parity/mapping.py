@@ -4,6 +4,7 @@ Every function takes `read`, which turns a torch parameter into an array: `weigh
 gradient (zeros where torch computed none).
 """
 
+import jax
 import numpy as np
 
 LSTM_PARTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -50,3 +51,28 @@ def visit_lstm(model, read=weight):
         "head": dense(model.head, read),
     }
     return params | ({"pooling": attention(model, read)} if model.pooling == "attention" else {})
+
+
+def layer_norm(module, read=weight):
+    """`nn.LayerNorm` -> linen LayerNorm."""
+    return {"scale": read(module.weight), "bias": read(module.bias)}
+
+
+def transformer_block(layer, read=weight):
+    """`nn.TransformerEncoderLayer` -> Block: queries, keys and values lie in the same order, heads within them too."""
+    attention = layer.self_attn
+    return {
+        "attention_norm": layer_norm(layer.norm1, read),
+        "attention": {
+            "qkv": {"kernel": read(attention.in_proj_weight).T, "bias": read(attention.in_proj_bias)},
+            "out": dense(attention.out_proj, read),
+        },
+        "ffn_norm": layer_norm(layer.norm2, read),
+        "ffn": {"in": dense(layer.linear1, read), "out": dense(layer.linear2, read)},
+    }
+
+
+def encoder(module, read=weight):
+    """`nn.TransformerEncoder` with `norm_first` and a last norm -> Encoder; blocks are stacked on axis 0."""
+    blocks = [transformer_block(layer, read) for layer in module.layers]
+    return {"layers": jax.tree.map(lambda *leaves: np.stack(leaves), *blocks), "norm": layer_norm(module.norm, read)}

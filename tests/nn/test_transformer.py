@@ -1,0 +1,101 @@
+"""Encoder: scan = loop over blocks, remat = none, bfloat16 near float32, dropout that keeps the mean."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ehrjax.nn.dropout import Dropout
+from ehrjax.nn.transformer import Block, Encoder, LayerNorm, SelfAttention
+
+SEGMENTS = np.array([[1] * 4 + [2] * 3, [1] * 5 + [0] * 2])
+INPUTS = np.random.default_rng(0).normal(size=(2, 7, 8)).astype(np.float32)
+SIZES = {"num_layers": 3, "num_heads": 2, "ffn_dim": 12}
+
+
+@pytest.fixture(scope="module")
+def params():
+    params = Encoder(**SIZES).init(jax.random.key(0), INPUTS, SEGMENTS, causal=True)["params"]
+    keys = jax.random.split(jax.random.key(1), len(jax.tree.leaves(params)))
+    noise = jax.tree.unflatten(jax.tree.structure(params), list(keys))
+    return jax.tree.map(lambda x, k: x + 0.1 * jax.random.normal(k, x.shape), params, noise)
+
+
+def run(params, train=False, **options):
+    """Outputs and gradients, with one dropout key."""
+
+    def loss(params):
+        outputs = Encoder(**SIZES, **options).apply(
+            {"params": params}, INPUTS, SEGMENTS, causal=True, train=train, rngs={"dropout": jax.random.key(5)}
+        )
+        return (outputs.astype(jnp.float32) ** 3).sum(), outputs
+
+    gradients, outputs = jax.jit(jax.grad(loss, has_aux=True))(params)
+    return outputs, gradients
+
+
+def assert_close(one, other, tolerance=1e-5):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), one, other)
+
+
+def test_scan_equals_a_loop_over_blocks(params):
+    states = INPUTS
+    for layer in range(3):
+        block = jax.tree.map(lambda x, layer=layer: x[layer], params["layers"])
+        states = Block(2, 12).apply({"params": block}, states, SEGMENTS, causal=True, train=False)
+    assert_close(run(params)[0], LayerNorm().apply({"params": params["norm"]}, states))
+
+
+@pytest.mark.parametrize("options", [{"unroll": 3}, {"remat": True}, {"remat": True, "unroll": 2}])
+def test_unrolling_and_recomputing_change_no_number(params, options):
+    expected = run(params, train=True, dropout_rate=0.3)
+    result = run(params, train=True, dropout_rate=0.3, **options)
+    assert_close(result[0], expected[0])
+    assert_close(result[1], expected[1], 1e-4)
+    assert not np.allclose(expected[0], run(params)[0], atol=0.1)
+
+
+def test_bfloat16_is_near_and_leaves_parameters_alone(params):
+    outputs, gradients = run(params, dtype=jnp.bfloat16)
+    assert outputs.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {jnp.dtype("float32")}
+    expected, _ = run(params)
+    np.testing.assert_allclose(outputs.astype(np.float32), expected, atol=0.1)
+    initial = Encoder(**SIZES, dtype=jnp.bfloat16).init(jax.random.key(0), INPUTS, SEGMENTS, causal=True)["params"]
+    chex.assert_trees_all_equal_shapes_and_dtypes(initial, params)
+
+
+def test_every_layer_drops_other_elements():
+    """With blocks that add nothing but their biases, layers that dropped alike would add up to 0 or 3 everywhere."""
+    sizes = {"num_layers": 3, "num_heads": 2, "ffn_dim": 12, "dropout_rate": 0.5}
+    params = Encoder(**sizes).init(jax.random.key(0), INPUTS, SEGMENTS, causal=True)["params"]
+    params = jax.tree.map(jnp.zeros_like, params)
+    params["layers"]["ffn"]["out"]["bias"] += 1.0
+    params["norm"]["scale"] += 1.0
+    outputs = Encoder(**sizes).apply(
+        {"params": params}, 0 * INPUTS, SEGMENTS, causal=True, train=True, rngs={"dropout": jax.random.key(5)}
+    )
+    assert all(len(np.unique(np.round(token, 3))) >= 3 for token in outputs.reshape(-1, 8)[:3])
+
+
+def test_heads_that_do_not_divide_the_width_are_refused():
+    with pytest.raises(ValueError, match="num_heads=3 must divide width=8"):
+        SelfAttention(3).init(jax.random.key(0), INPUTS, SEGMENTS, causal=False)
+
+
+def test_dropout_keeps_the_mean_and_is_off_outside_training():
+    ones = np.ones((300, 400), np.float32)
+
+    def drop(rate, train=True, key=0):
+        return np.asarray(Dropout(rate).apply({}, ones, train=train, rngs={"dropout": jax.random.key(key)}))
+
+    dropped = drop(0.1)
+    assert set(np.unique(dropped)) == {0.0, np.float32(256 / 230)}
+    assert abs((dropped == 0).mean() - 26 / 256) < 0.005 and abs(dropped.mean() - 1.0) < 0.005
+    for axis in (0, 1):  # rows and columns are dropped at the same rate too
+        assert abs((dropped == 0).mean(axis) - 26 / 256).max() < 0.1
+    assert not np.array_equal(dropped, drop(0.1, key=1))
+    assert np.array_equal(drop(0.1, train=False), ones) and np.array_equal(drop(0.0), ones)
+    with pytest.raises(ValueError, match=r"rate=1\.0"):
+        drop(1.0)
