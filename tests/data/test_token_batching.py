@@ -171,6 +171,15 @@ def test_dtypes_are_the_same_whatever_lies_underneath():
     assert decode(large) == decode(small)
 
 
+def test_row_of_more_tokens_than_small_integers_count():
+    sequences = make_sequences([1])
+    num_codes = 33_000
+    long = sequences._replace(codes=np.full(num_codes, 6, np.int32), visit_offsets=np.array([0, num_codes]))
+    batch = TokenBatches(long, row_tokens=num_codes + 2, batch_size=1).batch_at(0)
+    assert batch.positions.tolist() == [list(range(num_codes + 2))]
+    assert batch.visit_ends.tolist() == [[num_codes + 1]]
+
+
 @pytest.mark.parametrize("num_buckets", [1, 3])
 @pytest.mark.parametrize("chunk", [50, 4_000_000])
 def test_every_sequence_once_an_epoch_with_its_own_visits(monkeypatch, num_buckets, chunk):
@@ -233,6 +242,12 @@ def test_buckets_hold_each_sequence_in_the_shortest_row_and_keep_tokens_a_batch(
         assert num_tokens.max() <= batch.tokens.shape[1]
         assert batch.tokens.shape[1] == 32 or num_tokens.min() > batch.tokens.shape[1] // 2
     assert batches.batch_size == 2
+
+
+def test_batches_of_all_row_lengths_are_mixed():
+    batches = make_token_batches([30] * 20 + [1] * 100 + [14] * 20, row_tokens=128, batch_size=1, num_buckets=3)
+    widths = [batches.batch_at(step).tokens.shape[1] for step in range(batches.num_batches_per_epoch)]
+    assert widths != sorted(widths, reverse=True) and set(widths) == {128, 64, 32}
 
 
 def test_buckets_without_sequences_are_left_out():
