@@ -54,11 +54,12 @@ def _last(found: Bool[Array, "B S X"]) -> Int[Array, "B S"]:
 
 
 def _running_max(states: Float[Array, "B T D"], segment_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    """Maximum over the columns of the segment so far.
+    """Maximum over the columns of the segment so far; padding between them belongs to it.
 
     A scan and no segment maximum: to find the winners again by comparing, as the gradient of that needs, XLA may have
     rounded the states anew.
     """
+    segment_ids = jax.lax.cummax(segment_ids, axis=1)
     starts = segment_ids != jnp.pad(segment_ids, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
 
     def merge(left, right):

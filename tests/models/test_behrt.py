@@ -140,6 +140,30 @@ def test_pooling_equals_a_loop_over_sequences():
         assert (outputs.pooled[batch.example_ids < 0] == 0).all()
 
 
+@pytest.mark.parametrize("pooling", SEQUENCE_POOLINGS)
+def test_padding_within_a_sequence_is_left_out(pooling):
+    """Visits that an objective hides become padding where they stand."""
+    batch = make_token_batch([3, 2], row_tokens=30, max_codes=3)
+    model, params = make(batch, pooling=pooling, num_outputs=1, causal=False)
+    hole = np.zeros((1, 30), bool)
+    hole[0, batch.visit_ends[0, 0] + 1 : batch.visit_ends[0, 1] + 1] = True  # the first sequence's second visit
+    assert hole.any()
+    visits = np.arange(5)[None] != 1
+    hidden = batch._replace(
+        segment_ids=np.where(hole, 0, batch.segment_ids),
+        code_visits=np.where(hole, -1, batch.code_visits),
+        visit_segments=np.where(visits, batch.visit_segments, 0),
+        visit_mask=batch.visit_mask & visits,
+    )
+    # The same without the hole: what follows it moves up, and the row ends in padding.
+    order = np.argsort(hole[0], kind="stable")
+    moved = {name: getattr(hidden, name)[:, order] for name in hidden._fields[:6]}
+    moved["visit_ends"] = np.where(visits, batch.visit_ends - hole.sum() * (np.arange(5)[None] > 1), 0)
+    pooled = run(model, params, hidden).pooled
+    assert not np.allclose(pooled[0, 0], run(model, params, batch).pooled[0, 0], atol=1e-3)
+    np.testing.assert_allclose(run(model, params, hidden._replace(**moved)).pooled, pooled, rtol=1e-5, atol=1e-6)
+
+
 def test_the_future_changes_no_bit_of_the_past():
     batch = make_token_batch([5, 6], level="visit", row_tokens=60, max_codes=3)
     model, params = make(batch, level="visit", num_outputs=3, max_tokens=60, **EVERYTHING)
