@@ -38,7 +38,10 @@ def make_next_visit_objective(model: Pretraining) -> Callable[..., LossOutput]:
 
 
 def make_pooled_next_visit_objective(model: Pretraining) -> Callable[..., LossOutput]:
-    """As `make_next_visit_objective`, but only the last visit of each sequence, from the pooled visits before it."""
+    """As `make_next_visit_objective`, but only the last visit of each sequence, from the pooled visits before it.
+
+    Its metric is `pooled_next_visit_probability`.
+    """
 
     def objective(params, batch: TokenBatch, key: Array | None, train: bool) -> LossOutput:
         coming = _require_next_visits(batch)
@@ -46,7 +49,8 @@ def make_pooled_next_visit_objective(model: Pretraining) -> Callable[..., LossOu
         _, last, count = sequence_bounds(batch.visit_segments, batch.example_ids.shape[1])
         speaks = jnp.take_along_axis(jnp.asarray(coming.visits), last, axis=1) & (count > 1)
         is_predicted = coming.visits & is_last_visit(batch) & to_parts(count > 1, batch.visit_segments)
-        return code_set_loss(logits, speaks, batch.tokens, batch.segment_ids - 1, _targets(batch, is_predicted))
+        output = code_set_loss(logits, speaks, batch.tokens, batch.segment_ids - 1, _targets(batch, is_predicted))
+        return output._replace(metrics={f"pooled_{name}": value for name, value in output.metrics.items()})
 
     return objective
 
@@ -123,5 +127,5 @@ def _targets(batch, is_predicted):
 
 def _require_next_visits(batch: TokenBatch) -> NextVisits:
     if batch.next_visits is None:
-        raise ValueError("the batch has no `next_visits`: build the token batches with next visits.")
+        raise ValueError("the batch has no `next_visits`: build the token batches with is_fresh.")
     return batch.next_visits

@@ -10,10 +10,11 @@ import pytest
 
 from ehrjax.data.batching import VisitBatches
 from ehrjax.data.packing import pack_visits
-from ehrjax.models.visit_lstm import SIZES, VisitLstm
+from ehrjax.models.visit_lstm import SIZES, VisitLstm, in_visit_order
 from ehrjax.nn.pooling import POOLINGS
 from ehrjax.objectives.supervised import make_supervised_objective
 from tests.sequences import VOCAB_SIZE, make_sequences, pad_batch, random_params
+from tests.tokens import make_token_batch
 
 TINY = {"embed_dim": 4, "hidden_dim": 6, "num_layers": 2, "dropout_rate": 0.0}
 LENGTHS = [1, 4, 2, 6, 3]
@@ -144,6 +145,62 @@ def test_one_compilation_a_bucket():
 
     for step in range(3 * batches.num_batches_per_epoch):
         assert np.isfinite(forward(batches.batch_at(step))).all()
+
+
+def test_token_rows_come_in_the_order_that_poolings_count_on():
+    rows = make_token_batch(LENGTHS)
+    batch = in_visit_order(rows)
+    for row in range(len(rows.tokens)):
+        is_code = rows.code_visits[row] >= 0
+        num = is_code.sum()
+        np.testing.assert_array_equal(batch.codes[row, :num], rows.tokens[row, is_code])
+        np.testing.assert_array_equal(batch.code_visits[row, :num], rows.code_visits[row, is_code])
+        assert (batch.code_visits[row, num:] == -1).all()
+        np.testing.assert_array_equal(np.sort(batch.codes[row]), np.sort(rows.tokens[row]))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"pooling": "max", "bidirectional": True}, {"pooling": "attention", "use_time_features": True, "level": "visit"}],
+)
+def test_token_rows_give_the_outputs_of_single_patients(options):
+    level = options.get("level", "patient")
+    sequences = make_sequences(LENGTHS, level=level)
+    single = VisitBatches(sequences, batch_size=5, level=level, num_buckets=1).batch_at(0)
+    rows = make_token_batch(LENGTHS, level=level)
+    assert len(rows.tokens) < len(LENGTHS)
+    model, params = make(single, num_layers=1, **options)
+    alone, packed = (jax.jit(model.apply)({"params": params}, batch) for batch in (single, rows))
+    for row, slot in np.argwhere(rows.example_ids >= 0):
+        patient = int(np.flatnonzero(single.example_ids == rows.example_ids[row, slot])[0])
+        own = rows.visit_segments[row] == slot + 1
+        assert_close(packed.hidden[row, own], alone.hidden[patient, : own.sum()])
+        assert_close(packed.pooled[row, slot], alone.pooled[patient])
+        if level == "patient":
+            assert_close(packed.logits[row, slot], alone.logits[patient])
+        else:
+            assert_close(packed.logits[row, own], alone.logits[patient, : own.sum()])
+    assert (packed.pooled[rows.example_ids < 0] == 0).all() and (rows.example_ids < 0).any()
+
+
+def test_without_outputs_there_is_no_head():
+    rows = make_token_batch(LENGTHS)
+    model, params = make(rows, num_outputs=0)
+    assert "head" not in params and model.apply({"params": params}, rows).logits is None
+
+
+def test_a_direction_that_the_model_does_not_read_in_is_refused():
+    rows = make_token_batch(LENGTHS)
+    model, params = make(rows)
+    with pytest.raises(ValueError, match="causal=False needs an LSTM that reads both ways"):
+        model.apply({"params": params}, rows, causal=False)
+    outputs = [model.apply({"params": params}, rows, causal=causal).hidden for causal in (None, True)]
+    np.testing.assert_array_equal(*outputs)
+    model, params = make(rows, bidirectional=True)
+    with pytest.raises(ValueError, match="its states read later visits"):
+        model.apply({"params": params}, rows, causal=True)
+    outputs = [model.apply({"params": params}, rows, causal=causal).hidden for causal in (None, False)]
+    np.testing.assert_array_equal(*outputs)
 
 
 def test_overfits_eight_patients():
