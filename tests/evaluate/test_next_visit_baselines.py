@@ -11,7 +11,7 @@ from ehrjax.types import VisitSequences
 NUM_CODES = 12
 
 
-def _records(*records):
+def make_records(*records):
     """Records as lists of visits, each a list of codes."""
     visits = [visit for record in records for visit in record]
     num_visits = len(visits)
@@ -49,9 +49,9 @@ def _joined(chunks):
 
 @pytest.mark.parametrize("records", [[], [[[5, 6]]], [[[5], []], [[7], [1]]], [[[], [], []]]])
 def test_records_without_a_visit_to_predict_have_no_rows(records):
-    targets = next_visit_targets(_records(*records), NUM_CODES)
+    targets = next_visit_targets(make_records(*records), NUM_CODES)
     assert len(targets.visits) == 0
-    frequency = code_frequency(_records(*records), NUM_CODES)
+    frequency = code_frequency(make_records(*records), NUM_CODES)
     for baseline in BASELINES.values():
         assert list(baseline(targets, frequency)) == []
     assert list(chunks_from_scores(targets, [])) == []
@@ -60,7 +60,7 @@ def test_records_without_a_visit_to_predict_have_no_rows(records):
 
 
 def test_rows_targets_and_history_by_hand():
-    records = _records([[5, 5, 1], [], [6, 5, 6]], [[7]], [[], [8]])
+    records = make_records([[5, 5, 1], [], [6, 5, 6]], [[7]], [[], [8]])
     targets = next_visit_targets(records, NUM_CODES)
     assert targets.visits.tolist() == [2, 5] and targets.patients.tolist() == [0, 2]
     chunk = _joined(BASELINES["global_frequency"](targets, np.zeros(NUM_CODES)))
@@ -74,9 +74,9 @@ def test_rows_targets_and_history_by_hand():
 def test_baselines_equal_plain_loops_whatever_the_chunks(seed, monkeypatch):
     monkeypatch.setattr(next_visit_baselines, "CHUNK_VALUES", 5 * NUM_CODES)
     raw = _random_records(seed=seed)
-    records = _records(*raw)
+    records = make_records(*raw)
     targets = next_visit_targets(records, NUM_CODES)
-    frequency = code_frequency(_records(*_random_records(seed=9)), NUM_CODES)
+    frequency = code_frequency(make_records(*_random_records(seed=9)), NUM_CODES)
     chunks = {name: _joined(baseline(targets, frequency)) for name, baseline in BASELINES.items()}
     rows = list(_rows_by_loops(raw))
     assert len(rows) == len(targets.visits) > 8
@@ -97,7 +97,7 @@ def test_baselines_equal_plain_loops_whatever_the_chunks(seed, monkeypatch):
 
 
 def test_repeating_the_last_visit_is_perfect_where_visits_repeat():
-    records = _records(*([[5, 6]] * 4, [[7]] * 3))
+    records = make_records(*([[5, 6]] * 4, [[7]] * 3))
     targets = next_visit_targets(records, NUM_CODES)
     frequency = code_frequency(records, NUM_CODES)
     for name, best in (("repeat_last", 1.0), ("patient_history", 1.0), ("global_frequency", 16 / 23)):
@@ -108,7 +108,7 @@ def test_repeating_the_last_visit_is_perfect_where_visits_repeat():
 
 
 def test_scores_of_a_model_find_their_visits():
-    records = _records(*_random_records())
+    records = make_records(*_random_records())
     targets = next_visit_targets(records, NUM_CODES)
     num_visits = len(records.visit_offsets) - 1
     rng = np.random.default_rng(0)
@@ -125,7 +125,7 @@ def test_scores_of_a_model_find_their_visits():
 
 
 def test_scores_that_lack_or_repeat_a_visit_are_refused():
-    targets = next_visit_targets(_records([[5], [6], [7]]), NUM_CODES)
+    targets = next_visit_targets(make_records([[5], [6], [7]]), NUM_CODES)
     scores = np.zeros((2, NUM_CODES), np.float32)
     with pytest.raises(ValueError, match=r"visit 2 has no scores \(1 such\)"):
         list(chunks_from_scores(targets, [(np.array([0, 1]), scores)]))
@@ -136,4 +136,4 @@ def test_scores_that_lack_or_repeat_a_visit_are_refused():
     with pytest.raises(ValueError, match=r"shape \(2, 12\): 1 visits x 12 codes"):
         list(chunks_from_scores(targets, [(np.array([1]), scores)]))
     with pytest.raises(ValueError, match="code 7 is not below vocab_size=7"):
-        next_visit_targets(_records([[5], [7]]), 7)
+        next_visit_targets(make_records([[5], [7]]), 7)

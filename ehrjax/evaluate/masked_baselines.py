@@ -1,0 +1,247 @@
+"""What a model of masked codes has to beat: frequencies, and a logistic regression on the visit's other codes.
+
+Everything is fitted on train alone and tuned on val alone. A baseline is a function of records and a mask (which of
+their codes are hidden) that gives the hidden codes' ranks and log probabilities, in order; special tokens are neither
+targets nor candidates.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import scipy.sparse as sp
+from jaxtyping import Array, Bool, Float, Int
+from scipy.special import logsumexp
+
+from ehrjax.metrics.masked_codes import target_ranks
+from ehrjax.metrics.next_visit import NUM_SPECIAL
+from ehrjax.types import VisitSequences
+
+CHUNK_VALUES = 2**22  # probabilities in memory at once
+# Inverse strengths of the L2 penalty (scikit-learn's C, a training code a row), each fit starting from the one before.
+LOGISTIC_C = (0.3, 1.0, 3.0, 10.0)
+BATCH_VISITS = 1024
+LEARNING_RATE = 0.03
+# Multiplications of all fits together: about a minute on two cores. More visible codes than this are left out.
+MAX_WORK, MAX_STEPS, MAX_WEIGHTS = 2.5e12, 2000, 2**25
+
+
+class MaskedScores(NamedTuple):
+    """One entry a hidden code, in the records' order."""
+
+    ranks: Int[np.ndarray, "n"]  # candidates before the true code; 0 = top
+    log_probabilities: Float[np.ndarray, "n"]  # of the true code, nats
+
+
+Baseline = Callable[[VisitSequences, Bool[np.ndarray, "num_codes"]], MaskedScores]
+
+
+def fit_masked_baselines(
+    train: VisitSequences, val: VisitSequences, types: Sequence[str], *, mask_rate: float = 0.15, seed: int = 0
+) -> dict[str, Baseline]:
+    """The baselines "unigram", "same_type" and "logistic" by name; `types` has the type of every token's code."""
+    return {
+        "unigram": fit_unigram(train, len(types)),
+        "same_type": fit_same_type(train, types),
+        "logistic": fit_logistic(train, val, len(types), mask_rate=mask_rate, seed=seed),
+    }
+
+
+def fit_unigram(train: VisitSequences, vocab_size: int) -> Baseline:
+    """Each code with its share of train's codes."""
+    return _by_group(np.log(_smoothed_counts(train, vocab_size)), np.zeros(vocab_size, np.int64))
+
+
+def fit_same_type(train: VisitSequences, types: Sequence[str]) -> Baseline:
+    """Told the type of the hidden code: the codes of that type with their share of train's codes of the type."""
+    groups = np.unique(np.asarray(types, str), return_inverse=True)[1]
+    return _by_group(np.log(_smoothed_counts(train, len(types))), groups)
+
+
+class Logistic(NamedTuple):
+    """Log odds of a hidden code: the bias plus the rows of the codes that the visit shows."""
+
+    weights: Float[Array, "F H"]  # F visible codes, H = G - 5 candidates
+    bias: Float[Array, "H"]
+
+
+class Visits(NamedTuple):
+    """Visits with a hidden code: which codes they show and which they hide, as counts."""
+
+    shown: sp.csr_matrix  # [n, F]
+    hidden: sp.csr_matrix  # [n, H]
+
+
+def fit_logistic(
+    train: VisitSequences,
+    val: VisitSequences,
+    vocab_size: int,
+    *,
+    mask_rate: float = 0.15,
+    seed: int = 0,
+    penalties: Sequence[float] = LOGISTIC_C,
+    max_steps: int = MAX_STEPS,
+    learning_rate: float = LEARNING_RATE,
+) -> Baseline:
+    """Multinomial logistic regression of a hidden code on the codes that its visit shows; the penalty chosen on val.
+
+    Each epoch hides other codes of train, each with probability `mask_rate`. Adam in mini-batches of visits, from
+    strong to weak penalty until val gets worse. The number of steps follows from the sizes alone, so the same data and
+    seed give the same fit.
+    """
+    num_candidates = vocab_size - NUM_SPECIAL
+    counts = _smoothed_counts(train, vocab_size)
+    visible = np.argsort(-counts, kind="stable")[: max(MAX_WEIGHTS // num_candidates, 1)]
+    column = np.full(vocab_size, -1)
+    column[visible] = np.arange(len(visible))
+    fitted = Logistic(
+        jnp.zeros((len(visible), num_candidates)),
+        jnp.asarray(np.log(counts[NUM_SPECIAL:] / counts[NUM_SPECIAL:].sum()), jnp.float32),
+    )
+    work = 3 * BATCH_VISITS * len(visible) * num_candidates  # the forward product and its two gradients
+    num_steps = int(max(min(MAX_WORK / work, max_steps) // max(len(penalties), 1), 1))
+    held_out = _visits(val, _draw(val, mask_rate, np.random.default_rng([seed, 0])), column)
+    batches = _batches(train, mask_rate, seed, column)
+    if not (np.asarray(train.codes) >= NUM_SPECIAL).any():
+        return lambda records, mask: _score_logistic(fitted, records, mask, column)
+    best, best_loss = fitted, np.inf
+    for strength in penalties:
+        fitted = _fit(fitted, batches, 1.0 / (strength * max(len(train.codes), 1)), num_steps, learning_rate)
+        loss = _loss(fitted, held_out)
+        if not loss < best_loss:
+            break
+        best, best_loss = fitted, loss
+    return lambda records, mask: _score_logistic(best, records, mask, column)
+
+
+def _fit(
+    start: Logistic,
+    batches: Iterator[tuple[np.ndarray, np.ndarray]],
+    penalty: float,
+    num_steps: int,
+    learning_rate: float,
+) -> Logistic:
+    """Adam from `start` with a step size that falls to 0 along a cosine."""
+    fitted, state = start, _ADAM.init(start)
+    rates = 0.5 * learning_rate * (1 + np.cos(np.pi * np.arange(num_steps) / num_steps))
+    for rate, (shown, hidden) in zip(rates, batches, strict=False):
+        fitted, state = _step(fitted, state, shown, hidden, penalty, rate)
+    return fitted
+
+
+_ADAM = optax.scale_by_adam(b2=0.99)  # a few hundred steps: the usual 0.999 would still remember the first ones
+
+
+@jax.jit
+def _step(fitted: Logistic, state, shown, hidden, penalty, rate):
+    def loss(fitted: Logistic) -> Array:
+        logits = shown @ fitted.weights + fitted.bias[None]
+        num_hidden = hidden.sum(axis=1)
+        nats = (num_hidden * jax.nn.logsumexp(logits, axis=1)).sum() - (hidden * logits).sum()
+        return nats / num_hidden.sum() + 0.5 * penalty * jnp.square(fitted.weights).sum()
+
+    updates, state = _ADAM.update(jax.grad(loss)(fitted), state)
+    return jax.tree.map(lambda value, update: value - rate * update, fitted, updates), state
+
+
+def _batches(
+    train: VisitSequences, mask_rate: float, seed: int, column: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Shown and hidden codes of mini-batches of visits, epoch after epoch without end; always of one shape."""
+    size = max(min(BATCH_VISITS, len(train.visit_offsets) - 1), 1)
+    for epoch in itertools.count(1):
+        rng = np.random.default_rng([seed, epoch])
+        visits = _visits(train, _draw(train, mask_rate, rng), column)
+        order = rng.permutation(visits.hidden.shape[0])
+        for first in range(0, max(len(order) - size, 0) + 1, size):
+            rows = order[first : first + size]
+            # An epoch of less than one batch is filled up with visits that hide nothing.
+            yield tuple(np.pad(part[rows].toarray(), ((0, size - len(rows)), (0, 0))) for part in visits)
+
+
+def _draw(records: VisitSequences, mask_rate: float, rng: np.random.Generator) -> np.ndarray:
+    return (rng.random(len(records.codes)) < mask_rate) & (records.codes >= NUM_SPECIAL)
+
+
+def _visits(records: VisitSequences, mask: np.ndarray, column: np.ndarray) -> Visits:
+    codes, owner = np.asarray(records.codes), _visit_of_code(records)
+    num_visits = len(records.visit_offsets) - 1
+    is_shown = ~mask & (column[codes] >= 0)
+    shown = _counts(owner[is_shown], column[codes[is_shown]], (num_visits, int(column.max()) + 1))
+    hidden = _counts(owner[mask], codes[mask] - NUM_SPECIAL, (num_visits, len(column) - NUM_SPECIAL))
+    rows = np.flatnonzero(hidden.getnnz(axis=1))
+    return Visits(shown[rows], hidden[rows])
+
+
+def _counts(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> sp.csr_matrix:
+    return sp.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape)
+
+
+def _visit_of_code(records: VisitSequences) -> np.ndarray:
+    return np.repeat(np.arange(len(records.visit_offsets) - 1), np.diff(records.visit_offsets))
+
+
+def _loss(fitted: Logistic, visits: Visits) -> float:
+    """Mean negative log probability of the hidden codes."""
+    total, size = 0.0, max(CHUNK_VALUES // max(fitted.bias.shape[0], 1), 1)
+    for first in range(0, visits.hidden.shape[0], size):
+        shown, hidden = (part[first : first + size] for part in visits)
+        total -= hidden.multiply(_log_probabilities(fitted, shown)).sum()
+    return total / max(visits.hidden.sum(), 1.0)
+
+
+def _log_probabilities(fitted: Logistic, shown: sp.csr_matrix) -> np.ndarray:
+    logits = shown @ np.asarray(fitted.weights) + np.asarray(fitted.bias)
+    return logits - logsumexp(logits, axis=1, keepdims=True)
+
+
+def _score_logistic(fitted: Logistic, records: VisitSequences, mask: np.ndarray, column: np.ndarray) -> MaskedScores:
+    targets = _hidden_codes(records, mask, len(column)) - NUM_SPECIAL
+    # Visits with a hidden code, in order, and which of them each hidden code is in.
+    place = np.unique(_visit_of_code(records)[mask], return_inverse=True)[1]
+    shown = _visits(records, mask, column).shown
+    ranks, logs = np.zeros(len(targets), np.int64), np.zeros(len(targets), np.float32)
+    size = max(CHUNK_VALUES // max(fitted.bias.shape[0], 1), 1)
+    for first in range(0, len(targets), size):
+        chunk = slice(first, first + size)
+        low, high = place[chunk][0], place[chunk][-1] + 1
+        scores = _log_probabilities(fitted, shown[low:high])[place[chunk] - low]
+        ranks[chunk] = target_ranks(scores, targets[chunk])
+        logs[chunk] = np.take_along_axis(scores, targets[chunk, None], axis=1)[:, 0]
+    return MaskedScores(ranks, logs)
+
+
+def _by_group(log_counts: Float[np.ndarray, "G"], groups: Int[np.ndarray, "G"]) -> Baseline:
+    """Candidates are the codes of the hidden code's group, by their count there."""
+    ranks, logs = np.zeros(len(log_counts), np.int64), np.zeros(len(log_counts), np.float32)
+    for group in np.unique(groups[NUM_SPECIAL:]):
+        codes = np.flatnonzero(groups == group)
+        codes = codes[codes >= NUM_SPECIAL]
+        ranks[codes[np.argsort(-log_counts[codes], kind="stable")]] = np.arange(len(codes))
+        logs[codes] = log_counts[codes] - logsumexp(log_counts[codes])
+
+    def score(records: VisitSequences, mask: Bool[np.ndarray, "num_codes"]) -> MaskedScores:
+        targets = _hidden_codes(records, mask, len(ranks))
+        return MaskedScores(ranks[targets], logs[targets])
+
+    return score
+
+
+def _hidden_codes(records: VisitSequences, mask: np.ndarray, vocab_size: int) -> np.ndarray:
+    """The hidden codes; ValueError where one is a special token or beyond the vocabulary."""
+    if np.shape(mask) != np.shape(records.codes):
+        raise ValueError(f"mask has shape {np.shape(mask)} but codes {np.shape(records.codes)}: give one flag a code.")
+    hidden = np.asarray(records.codes)[mask]
+    wrong = hidden[(hidden < NUM_SPECIAL) | (hidden >= vocab_size)]
+    if len(wrong):
+        raise ValueError(f"token {wrong[0]} is hidden: hide codes from {NUM_SPECIAL} to {vocab_size - 1} only.")
+    return hidden
+
+
+def _smoothed_counts(train: VisitSequences, vocab_size: int) -> Float[np.ndarray, "G"]:
+    """How often train holds each code, plus one, so that no code is impossible."""
+    return np.bincount(train.codes, minlength=vocab_size) + 1.0
