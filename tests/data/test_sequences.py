@@ -363,11 +363,18 @@ def test_patients_without_visits_are_left_out_of_whole_records(tmp_path):
     vocab = vocabulary_of(store)
     sequences = build_patient_sequences(store, vocab, np.array([1, 2]))
     assert sequences.subject_ids.tolist() == [2]
+    assert sequences.times.tolist() == [seconds(day(0))]
     assert len(sequences.example_offsets) == 2 and len(words(sequences, vocab)[0]) == 1
     store = make_store(tmp_path / "statics", [(1, None, "GENDER//F", None, None)])
     nobody = build_patient_sequences(store, vocab, np.array([1]))
     assert [len(column) for column in nobody[:9]] == [0, 1, 1, 0, 0, 0, 0, 0, 0]
     assert len(build_patient_sequences(store, vocab, np.zeros(0, int)).subject_ids) == 0
+
+
+def test_whole_records_have_all_their_visits(tmp_path):
+    store = make_store(tmp_path, [e for n in range(70) for e in visit(1, n, n, n)])
+    sequences = build_patient_sequences(store, vocabulary_of(store), np.array([1]))
+    assert sequences.example_offsets.tolist() == [0, 70]
 
 
 def test_subjects_that_the_store_lacks_are_refused(tmp_path):
