@@ -27,6 +27,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.max_vocab = 10_000
     config.data.max_visits = 50  # oldest visits beyond this are dropped
     config.data.max_codes = 64  # codes of one visit beyond this are dropped
+    config.data.max_tokens = 256  # models of tokens, and pre-training: longest sequence, hence length of packed rows
     config.data.split_fractions = (0.7, 0.15, 0.15)  # train, val, test; not used where the source brings its splits
 
     config.model = ConfigDict()
@@ -38,6 +39,23 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.pooling = "sum"  # mean, sum, max, attention
     config.model.bidirectional = False
     config.model.use_time_features = True  # age and days since the last visit beside the pooled codes
+
+    config.pretrain = ConfigDict()
+    config.pretrain.num_steps = 0  # 0: no pre-training
+    config.pretrain.objectives = ConfigDict()  # weights of the sum; 0 leaves an objective out
+    config.pretrain.objectives.mlm = 0.0  # masked codes; models of tokens only
+    config.pretrain.objectives.next_visit = 1.0  # the code set of each next visit, in one causal pass
+    config.pretrain.objectives.pooled_next_visit = 0.0  # the last visit from the pooled history before it
+    config.pretrain.objectives.contrastive = 0.0  # two views of a patient
+    config.pretrain.objectives.skip_gram = 0.0  # codes of neighbouring visits; med2vec only
+    config.pretrain.mask_rate = 0.15
+    config.pretrain.learning_rate = 1e-3
+    config.pretrain.batch_size = 16  # packed rows of data.max_tokens
+    config.pretrain.seed = 0
+    config.pretrain.eval_every = 200
+    config.pretrain.patience = 5
+    config.pretrain.log_every = 20
+    config.pretrain.code_vectors = ""  # parquet with vectors of codes to start the embedding from, matched by name
 
     config.tasks = ("diabetes_onset",)
     # Tried in this order where none of `tasks` has enough positives in the data.
@@ -56,6 +74,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train.batch_size = 64
     config.train.num_buckets = 4  # lengths that val and test are grouped by; train is packed, if not bidirectional
     config.train.every_visit = True  # train on all index visits of a patient in one pass, not on the few drawn ones
+    config.train.label_fraction = 1.0  # share of the train patients whose labels are used
+    config.train.lora_rank = 0  # above 0: only adapters of this rank and the head are trained
+    config.train.lora_alpha = 16.0
     config.train.num_seeds = 1
     config.train.seed = 0
     config.train.eval_every = 50

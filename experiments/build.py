@@ -1,8 +1,10 @@
 """From a ConfigDict to the library's objects: below this file functions take plain keyword arguments.
 
-The reference for the keys is `configs/lstm_small.py`; a recipe may leave out what it does not change.
+The reference for the keys is `configs/lstm_small.py`, for those of `model` the fields of the model; a recipe may leave
+out what it does not change.
 """
 
+import dataclasses
 import difflib
 import hashlib
 import json
@@ -17,12 +19,17 @@ from ml_collections import ConfigDict
 
 from configs import lstm_small
 from ehrjax.data.build import READERS
+from ehrjax.models.behrt import Behrt
+from ehrjax.models.hierarchical import Hierarchical
+from ehrjax.models.med2vec import Med2Vec
 from ehrjax.models.visit_lstm import VisitLstm
 from ehrjax.train import optimizer
-from ehrjax.types import Outputs, VisitBatch
+from ehrjax.types import Outputs, TokenBatch, VisitBatch
 
+MODELS = {"visit_lstm": VisitLstm, "behrt": Behrt, "hierarchical": Hierarchical, "med2vec": Med2Vec}
 SOURCES = ("simulate", *READERS)
 FREE_SECTIONS = ("custom_tasks",)  # sections whose keys are the user's own names
+DECIDED_BY_DATA = ("vocab_size", "num_outputs", "level", "max_tokens")
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -37,7 +44,9 @@ def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def check_config(config: ConfigDict) -> ConfigDict:
     """The config with defaults for absent keys; an unknown key is a ValueError that names the nearest right one."""
+    model = model_class(config)
     reference = lstm_small.get_config()
+    reference.model = ConfigDict({"name": config.model.name} | _defaults(model))
     known = dict(flatten(reference))
     for key, _ in flatten(config):
         if key not in known:
@@ -64,30 +73,59 @@ def config_hash(config: ConfigDict) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-MODELS = {"visit_lstm": VisitLstm}
+def model_class(config: ConfigDict) -> type[nn.Module]:
+    """The class that `config.model.name` names."""
+    name = config.model.get("name", "")
+    if name not in MODELS:
+        near = difflib.get_close_matches(str(name), MODELS, n=1, cutoff=0.3)
+        raise ValueError(f"model.name={name!r} is not known: use {' or '.join(near or MODELS)}.")
+    return MODELS[name]
+
+
+def _fields(model: type[nn.Module]) -> dict[str, dataclasses.Field]:
+    return {field.name: field for field in dataclasses.fields(model) if field.name not in ("parent", "name")}
+
+
+def _defaults(model: type[nn.Module]) -> dict[str, Any]:
+    """What a recipe may set of a model, with its defaults."""
+    return {name: field.default for name, field in _fields(model).items() if name not in DECIDED_BY_DATA}
+
+
+def reads_tokens(config: ConfigDict) -> bool:
+    """Whether the model takes token sequences (else visits)."""
+    return config.model.name != "visit_lstm"
+
+
+def is_causal(config: ConfigDict) -> bool:
+    """Whether the model's state after a visit depends on nothing later, so that labels can stand at every visit."""
+    return not config.model.get("bidirectional", False) and config.model.get("causal", True)
 
 
 def make_model(config: ConfigDict, *, vocab_size: int, num_outputs: int, level: str = "patient") -> nn.Module:
     """The model of `config.model`, with the sizes that the data decide; either `level` has the same parameters."""
-    fields = config.model.to_dict()
-    name = fields.pop("name")
-    if name not in MODELS:
-        raise ValueError(f"model.name={name!r} is not known: use one of {', '.join(MODELS)}.")
-    return MODELS[name](vocab_size=vocab_size, num_outputs=num_outputs, level=level, **fields)
+    model = model_class(config)
+    fields = {name: value for name, value in config.model.to_dict().items() if name != "name"}
+    if "max_tokens" in _fields(model):
+        fields["max_tokens"] = config.data.max_tokens
+    return model(vocab_size=vocab_size, num_outputs=num_outputs, level=level, **fields)
 
 
-def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, optimizer.Plateau | None]:
+def make_optimizer(
+    config: ConfigDict, *, num_steps: int, learning_rate: float | None = None
+) -> tuple[optax.GradientTransformation, optimizer.Plateau | None]:
     """The optimiser of `config.optimizer`, and the plateau rule where the schedule is `plateau`."""
     fields = config.optimizer.to_dict()
     plateau = optimizer.Plateau() if fields["schedule"] == "plateau" else None
     if plateau:
         fields["schedule"] = "constant"
-    fields["warmup_steps"] = min(fields["warmup_steps"], config.train.num_steps // 2)
-    return optimizer.make_optimizer(num_steps=config.train.num_steps, **fields), plateau
+    if learning_rate is not None:
+        fields["learning_rate"] = learning_rate
+    fields["warmup_steps"] = min(fields["warmup_steps"], num_steps // 2)
+    return optimizer.make_optimizer(num_steps=num_steps, **fields), plateau
 
 
 @cache
-def apply_fn(model: nn.Module) -> Callable[[Any, VisitBatch], Outputs]:
+def apply_fn(model: nn.Module) -> Callable[[Any, VisitBatch | TokenBatch], Outputs]:
     """`(params, batch) -> Outputs` without dropout; the same object for the same model, so that it compiles once."""
     return lambda params, batch: model.apply({"params": params}, batch)
 

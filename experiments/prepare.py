@@ -23,6 +23,7 @@ from ehrjax.data.tasks import Task, get_task, task_from_dict
 from ehrjax.data.vocab import Vocabulary, fit_vocabulary
 from ehrjax.evaluate.files import replaced
 from ehrjax.types import VisitSequences
+from experiments import build
 
 # Sources whose extract ends on one day for every patient, who is observed until then.
 COMPLETE_SOURCES = ("simulate", "synthea")
@@ -143,7 +144,7 @@ def find_task(name: str, config: ConfigDict) -> Task | Path:
 
 def candidate_tasks(config: ConfigDict) -> tuple[str, ...]:
     """The tasks asked for; every name is checked before any work starts."""
-    if isinstance(config.tasks, str) or not config.tasks:
+    if isinstance(config.tasks, str) or not (config.tasks or config.pretrain.num_steps):
         raise ValueError(f"tasks={config.tasks!r} must be a tuple of names, e.g. --config.tasks=\"('mortality_1y',)\".")
     for name in (*config.tasks, *config.fallback_tasks):
         find_task(name, config)
@@ -162,6 +163,7 @@ def prepare_task(
     parts = {
         split: _rows_of(last if split == "test" else first, ids) for split, ids in data.splits.items()
     }  # patients, not rows, are split
+    parts["train"] = _rows_of(parts["train"], labelled_subjects(data.splits["train"], config))
     stacked = _stack(list(parts.values()), first.flow)
     minimum = {"train": config.eval.min_positives, "val": MIN_HELD_OUT, "test": MIN_HELD_OUT}
     reason = shortage(stacked, np.concatenate([np.full(len(p.times), split) for split, p in parts.items()]), minimum)
@@ -180,6 +182,15 @@ def prepare_task(
     return built, "", first.flow
 
 
+def labelled_subjects(train_subjects: np.ndarray, config: ConfigDict) -> np.ndarray:
+    """The train patients whose labels are used: `train.label_fraction` of them, a smaller share within a larger one."""
+    fraction = config.train.label_fraction
+    if not 0 < fraction <= 1:
+        raise ValueError(f"train.label_fraction={fraction} must be above 0 and at most 1.")
+    order = np.random.default_rng([config.train.seed, len(train_subjects)]).permutation(len(train_subjects))
+    return np.sort(train_subjects[order[: max(1, round(fraction * len(order)))]])
+
+
 def _every_visit(name: str, drawn: Labels, data: Data, config: ConfigDict, settings: dict) -> SplitData | None:
     """Train on all index visits of each train patient, in one causal pass; None where that gives no more than `drawn`.
 
@@ -187,12 +198,15 @@ def _every_visit(name: str, drawn: Labels, data: Data, config: ConfigDict, setti
     baselines with it) learns far more from all of them, and a recurrent one at no more cost.
     """
     task = find_task(name, config)
-    is_causal = not config.model.bidirectional
-    if not (config.train.every_visit and is_causal) or isinstance(task, Path) or task.index != "every_visit":
+    if (
+        not (config.train.every_visit and build.is_causal(config))
+        or isinstance(task, Path)
+        or task.index != "every_visit"
+    ):
         return None
     outputs = drawn.names if task.kind in ("multilabel", "multiclass") else None
     labels = make_labels(data.stores[0], replace(task, max_rows_per_patient=None), outputs=outputs)
-    labels = _rows_of(labels, data.splits["train"])
+    labels = _rows_of(labels, labelled_subjects(data.splits["train"], config))
     sequences = build_visit_level_sequences(data.stores[0], data.vocab, labels, **settings)
     is_more = sequences.label_mask.any(axis=1).sum() > len(drawn.times)
     return SplitData(labels, sequences, "visit") if is_more else None

@@ -1,4 +1,4 @@
-"""The stages of a run in order: data, then each task (train, predict, baselines, oracle), then the report."""
+"""The stages of a run in order: data, pre-training, each task (train, predict, baselines, oracle), the report."""
 
 import fcntl
 import json
@@ -15,22 +15,24 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ehrjax.data.batching import VisitBatches
-from ehrjax.data.packing import pack_visits
 from ehrjax.evaluate import plots
 from ehrjax.evaluate.bags import bag_of_codes
 from ehrjax.evaluate.baselines import fit_baselines
+from ehrjax.evaluate.code_vectors import write_code_vectors
 from ehrjax.evaluate.predict import LINKS, predict, write_predictions
 from ehrjax.evaluate.report import write_json, write_report
-from ehrjax.evaluate.tables import results_table
+from ehrjax.evaluate.tables import pretrain_text, results_table
 from ehrjax.metrics.summary import best_threshold, evaluate, known_rows, metrics_for
 from ehrjax.objectives.supervised import make_supervised_objective, supervised_loss
-from ehrjax.train.loop import FitResult, batch_example_ids, fit
+from ehrjax.train.loop import FitResult, fit
 from ehrjax.train.state import create_state
 from ehrjax.train.step import make_train_step, mean_metrics
 from ehrjax.types import VisitSequences
 from experiments import build, oracle
+from experiments.loaders import Batches, make_loaders
 from experiments.prepare import Data, SplitData, candidate_tasks, prepare_data, prepare_task
+from experiments.pretrain import active_objectives, pretrain, start_from
+from experiments.pretrain_eval import evaluate_pretraining
 
 # Of more train rows the baselines get an even share: boosting took two minutes on 100,000 rows, and had not ended after
 # five on 350,000.
@@ -54,36 +56,71 @@ def run(config: ConfigDict, workdir: Path, *, command: str) -> dict[str, Any]:
         write_json(workdir / "environment.json", environment(command))
         data = prepare_data(config, workdir)
         plots.data_overview(workdir / "plots" / "data.png", data.stores[0])
-        results = {"model": None, "data": data.report, "tasks": {}, "train": None}
+        results = {"model": None, "data": data.report, "pretrain": None, "embeddings": None, "tasks": {}, "train": None}
+        encoder = run_pretraining(data, config, workdir, results, command) if active_objectives(config) else None
         for name in tasks:
-            results["tasks"][name] = run_task(name, data, config, workdir, results, command)
+            results["tasks"][name] = run_task(name, data, config, workdir, results, command, encoder)
         for name in config.fallback_tasks:
             if any(row["kind"] for row in results["tasks"].values()):
                 break
             if name not in results["tasks"]:
                 print(f"trying {name} instead", flush=True)
-                results["tasks"][name] = run_task(name, data, config, workdir, results, command)
+                results["tasks"][name] = run_task(name, data, config, workdir, results, command, encoder)
         return _finish(results, config, workdir)
 
 
-def run_task(name: str, data: Data, config: ConfigDict, workdir: Path, results: dict, command: str) -> dict[str, Any]:
-    """Train and evaluate one task; fills model and train in `results`. `kind` is null where it was skipped."""
+def run_pretraining(data: Data, config: ConfigDict, workdir: Path, results: dict, command: str) -> Any:
+    """Pre-train and evaluate; fills `results` and returns the encoder's parameters."""
+    trained = pretrain(data, config, workdir, meta=_meta(data, config), command=command)
+    encoder = trained.fitted.params["encoder"]
+    results["model"] = {"name": config.model.name, "num_params": build.count_params(trained.fitted.params)}
+    results["train"] = _add_training(None, trained.fitted, trained.records["train"].sequences, trained.loaders["train"])
+    write_code_vectors(
+        workdir / "code_vectors.parquet", data.vocab.tokens[5:], np.asarray(encoder["embedding"]["embedding"])[5:]
+    )
+    evaluated = workdir / "pretrain.json"  # so that a resumed run does not evaluate again
+    if not evaluated.exists():
+        print("pretrain: evaluating the model and its baselines", flush=True)
+        write_json(evaluated, evaluate_pretraining(trained, data, config))
+    results |= json.loads(evaluated.read_text(encoding="utf-8"))
+    print(pretrain_text(results), flush=True)
+    plots.forest(workdir / "plots" / "pretrain.png", results["pretrain"], title="pre-training")
+    return encoder
+
+
+def run_task(
+    name: str, data: Data, config: ConfigDict, workdir: Path, results: dict, command: str, encoder: Any = None
+) -> dict[str, Any]:
+    """Train and evaluate one task; fills model and train in `results`. `kind` is null where it was skipped.
+
+    `encoder` holds pre-trained parameters to start from.
+    """
     parts, reason, flow = prepare_task(name, data, config, workdir)
     if parts is None:
         print(f"{name}: not trained. {reason}", flush=True)
         return {"kind": None, "skipped": reason, "flow": flow}
     sizes = _count_rows(parts)
     print(f"{name}: {sizes['train']:,} train, {sizes['val']:,} val, {sizes['test']:,} test rows", flush=True)
-    meta = {"config": build.config_hash(config), "vocabulary": data.vocab.content_hash}
-    trained, model, loaders = train_task(name, parts, data, config, workdir, meta=meta, command=command)
+    trained, model, loaders = train_task(name, parts, data, config, workdir, encoder=encoder, command=command)
     results["model"] = {"name": config.model.name, "num_params": build.count_params(trained.params)}
     results["train"] = _add_training(results["train"], trained, parts["train"].sequences, loaders["train"])
     return evaluate_task(name, parts, model, trained, loaders, data, config, workdir) | {"flow": flow}
 
 
+def _meta(data: Data, config: ConfigDict) -> dict[str, str]:
+    return {"config": build.config_hash(config), "vocabulary": data.vocab.content_hash}
+
+
 def train_task(
-    name: str, parts: dict[str, SplitData], data: Data, config: ConfigDict, workdir: Path, *, meta: dict, command: str
-) -> tuple[FitResult, Any, dict[str, VisitBatches]]:
+    name: str,
+    parts: dict[str, SplitData],
+    data: Data,
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    encoder: Any = None,
+    command: str,
+) -> tuple[FitResult, Any, dict[str, Batches]]:
     """Fit the model on train with early stopping on val; resumes from the workdir's checkpoints."""
     labels = parts["train"].labels
     loaders, examples_of = make_loaders(parts, config)
@@ -91,9 +128,10 @@ def train_task(
     model = build.make_model(config, **sizes)
     in_rows = build.make_model(config, **sizes, level=loaders["train"].level)
     objective = make_supervised_objective(in_rows, labels.kind)
-    tx, plateau = build.make_optimizer(config)
+    tx, plateau = build.make_optimizer(config, num_steps=config.train.num_steps)
     init_key, base_key = jax.random.split(jax.random.key(config.train.seed))
     params = jax.jit(in_rows.init)(init_key, loaders["train"].batch_at(0))["params"]
+    params = start_from(params, encoder, data, config)
     trained = fit(
         state=create_state(params, tx),
         train_step=make_train_step(objective, tx),
@@ -107,35 +145,14 @@ def train_task(
         log_every=config.train.log_every,
         workdir=workdir,
         part=name,
-        meta=meta,
+        meta=_meta(data, config),
         resume_command=command,
         examples_of=examples_of,
     )
     return trained, model, loaders
 
 
-def make_loaders(parts: dict[str, SplitData], config: ConfigDict) -> tuple[dict[str, VisitBatches], Any]:
-    """Batches of each split, and which examples a training batch holds.
-
-    Train comes in packed rows, about `batch_size` patients at a time, with labels at visits. A bidirectional model can
-    have none there and gets one patient a row.
-    """
-    limits = {"max_codes": config.data.max_codes, "seed": config.train.seed}
-    size, num_buckets = config.train.batch_size, config.train.num_buckets
-    loaders = {
-        split: VisitBatches(part.sequences, batch_size=size, num_buckets=num_buckets, **limits)
-        for split, part in parts.items()
-        if split != "train" or config.model.bidirectional
-    }
-    if config.model.bidirectional:
-        return loaders, batch_example_ids
-    packed = pack_visits(parts["train"].sequences, level=parts["train"].level)
-    rows = max(1, round(size * (len(packed.offsets) - 1) / len(packed.members)))
-    loaders["train"] = VisitBatches(packed.sequences, batch_size=rows, num_buckets=1, level="visit", **limits)
-    return loaders, lambda batch: packed.examples_of(batch.example_ids)
-
-
-def _validation(model, batches: VisitBatches, part: SplitData, kind: str):
+def _validation(model, batches: Batches, part: SplitData, kind: str):
     """`eval_fn(params)`: loss and the kind's first metric (AUROC for a binary task) on val, without intervals."""
     prepared = list(batches.eval_batches())
     labels, mask = part.labels.values, part.labels.mask
@@ -151,7 +168,8 @@ def _validation(model, batches: VisitBatches, part: SplitData, kind: str):
         figures = mean_metrics([{"loss": (loss.loss_sum, loss.weight)} for loss, _ in results], prefix="val/")
         scores = np.zeros((len(labels), results[0][1].shape[-1]), np.float32)
         for (_, rows), batch in zip(results, prepared, strict=True):
-            scores[batch.example_ids[batch.example_mask]] = rows[batch.example_mask]
+            is_real = batch.example_ids >= 0
+            scores[batch.example_ids[is_real]] = rows[is_real]
         known = known_rows(kind, labels, scores, mask, part.labels.subject_ids)
         return figures | {f"val/{metric_name}": float(metric(*known[:2]))}
 
@@ -163,7 +181,7 @@ def evaluate_task(
     parts: dict[str, SplitData],
     model: Any,
     trained: FitResult,
-    loaders: dict[str, VisitBatches],
+    loaders: dict[str, Batches],
     data: Data,
     config: ConfigDict,
     workdir: Path,
@@ -253,7 +271,7 @@ def _count_rows(parts: dict[str, SplitData]) -> dict[str, int]:
 
 
 def _add_training(
-    total: dict | None, trained: FitResult, sequences: VisitSequences, batches: VisitBatches
+    total: dict | None, trained: FitResult, sequences: VisitSequences, batches: Batches
 ) -> dict[str, Any]:
     """The `train` part of results.json: steps, seconds and compilations add up over the tasks, rates are the last's."""
     total = total or {"steps": 0, "seconds": 0.0, "num_compilations": 0}

@@ -20,6 +20,7 @@ class Windows(NamedTuple):
     sequences: VisitSequences
     is_fresh: Bool[np.ndarray, "num_visits"]  # of all windows with this visit, this one shows most of its past
     code_index: Int[np.ndarray, "num_codes"]  # number of each code in the input
+    visit_index: Int[np.ndarray, "num_visits"]  # of each visit
     example_index: Int[np.ndarray, "num_windows"]  # and of each window's example
 
     def fresh_codes(self, flags: Bool[np.ndarray, "codes"]) -> Bool[np.ndarray, "num_codes"]:
@@ -46,7 +47,7 @@ def cut_windows(sequences: VisitSequences, *, max_tokens: int, level: str = "pat
     is_fresh = visits >= np.repeat(fresh, end - start)
     if level == "visit":
         cut = cut._replace(label_mask=cut.label_mask & is_fresh[:, None])
-    return Windows(cut, is_fresh, code_index, example)
+    return Windows(cut, is_fresh, code_index, visits, example)
 
 
 def truncate(sequences: VisitSequences, *, max_tokens: int, level: str = "patient") -> VisitSequences:

@@ -98,7 +98,7 @@ def _neighbour_precision(embeddings: np.ndarray, groups: np.ndarray, k: int) -> 
     if num_patients <= k or not len(sizes):
         return None, None
     lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    directions = embeddings / np.where(lengths > 0, lengths, 1.0)
+    directions = (embeddings / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
     totals, size = np.zeros(len(sizes)), max(BLOCK_VALUES // num_patients, 1)
     for first in range(0, num_patients, size):
         rows = np.arange(first, min(first + size, num_patients))

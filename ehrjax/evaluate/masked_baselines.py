@@ -7,10 +7,9 @@ targets nor candidates.
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import scipy.sparse as sp
@@ -25,9 +24,11 @@ CHUNK_VALUES = 2**22  # probabilities in memory at once
 # Inverse strengths of the L2 penalty (scikit-learn's C, a training code a row), each fit starting from the one before.
 LOGISTIC_C = (0.3, 1.0, 3.0, 10.0)
 BATCH_VISITS = 1024
-LEARNING_RATE = 0.03
-# Multiplications of all fits together: about a minute on two cores. More visible codes than this are left out.
-MAX_WORK, MAX_STEPS, MAX_WEIGHTS = 2.5e12, 2000, 2**25
+LEARNING_RATE = 0.015
+START_SCALES = (0.0, 0.2, 0.4, 0.6, 0.8)
+# Multiplications of all fits together, about 70 seconds on a core; codes that are shown beyond this are left out.
+MAX_WORK, MAX_STEPS, MAX_WEIGHTS, MAX_PAIRS = 1.2e11, 4000, 2**25, 1e8
+MEAN_CODES, WORK_A_WEIGHT = 25, 10  # of a step: two sparse products and a softmax, and Adam
 
 
 class MaskedScores(NamedTuple):
@@ -98,16 +99,16 @@ def fit_logistic(
     visible = np.argsort(-counts, kind="stable")[: max(MAX_WEIGHTS // num_candidates, 1)]
     column = np.full(vocab_size, -1)
     column[visible] = np.arange(len(visible))
-    fitted = Logistic(
-        jnp.zeros((len(visible), num_candidates)),
-        jnp.asarray(np.log(counts[NUM_SPECIAL:] / counts[NUM_SPECIAL:].sum()), jnp.float32),
-    )
-    work = 3 * BATCH_VISITS * len(visible) * num_candidates  # the forward product and its two gradients
-    num_steps = int(max(min(MAX_WORK / work, max_steps) // max(len(penalties), 1), 1))
+    bias = np.log(counts[NUM_SPECIAL:] / counts[NUM_SPECIAL:].sum()).astype(np.float32)
     held_out = _visits(val, _draw(val, mask_rate, np.random.default_rng([seed, 0])), column)
-    batches = _batches(train, mask_rate, seed, column)
+    associations = _associations(train, column, seed)
+    starts = [Logistic(np.float32(scale) * associations, bias) for scale in START_SCALES]
+    fitted = min(starts, key=lambda start: _loss(start, held_out))
     if not (np.asarray(train.codes) >= NUM_SPECIAL).any():
         return lambda records, mask: _score_logistic(fitted, records, mask, column)
+    work = (MEAN_CODES * BATCH_VISITS + WORK_A_WEIGHT * len(visible)) * num_candidates
+    num_steps = int(max(min(MAX_WORK / work, max_steps) // max(len(penalties), 1), 1))
+    batches = _batches(train, mask_rate, seed, column)
     best, best_loss = fitted, np.inf
     for strength in penalties:
         fitted = _fit(fitted, batches, 1.0 / (strength * max(len(train.codes), 1)), num_steps, learning_rate)
@@ -118,18 +119,15 @@ def fit_logistic(
     return lambda records, mask: _score_logistic(best, records, mask, column)
 
 
-def _fit(
-    start: Logistic,
-    batches: Iterator[tuple[np.ndarray, np.ndarray]],
-    penalty: float,
-    num_steps: int,
-    learning_rate: float,
-) -> Logistic:
+def _fit(start: Logistic, batches: Iterator[Visits], penalty: float, num_steps: int, learning_rate: float) -> Logistic:
     """Adam from `start` with a step size that falls to 0 along a cosine."""
     fitted, state = start, _ADAM.init(start)
     rates = 0.5 * learning_rate * (1 + np.cos(np.pi * np.arange(num_steps) / num_steps))
     for rate, (shown, hidden) in zip(rates, batches, strict=False):
-        fitted, state = _step(fitted, state, shown, hidden, penalty, rate)
+        # Products with ten codes a visit: the sparse ones on the host are several times faster than dense ones.
+        residual = np.asarray(_residual(_logits(fitted, shown), hidden.toarray()))
+        slope = Logistic(shown.T @ residual, residual.sum(axis=0))
+        fitted, state = _step(fitted, state, slope, penalty, rate)
     return fitted
 
 
@@ -137,30 +135,52 @@ _ADAM = optax.scale_by_adam(b2=0.99)  # a few hundred steps: the usual 0.999 wou
 
 
 @jax.jit
-def _step(fitted: Logistic, state, shown, hidden, penalty, rate):
-    def loss(fitted: Logistic) -> Array:
-        logits = shown @ fitted.weights + fitted.bias[None]
-        num_hidden = hidden.sum(axis=1)
-        nats = (num_hidden * jax.nn.logsumexp(logits, axis=1)).sum() - (hidden * logits).sum()
-        return nats / num_hidden.sum() + 0.5 * penalty * jnp.square(fitted.weights).sum()
+def _residual(logits: Float[Array, "n H"], hidden: Float[Array, "n H"]) -> Float[Array, "n H"]:
+    """Gradient of the mean negative log probability of the hidden codes."""
+    num_hidden = hidden.sum(axis=1, keepdims=True)
+    return (num_hidden * jax.nn.softmax(logits, axis=1) - hidden) / num_hidden.sum()
 
-    updates, state = _ADAM.update(jax.grad(loss)(fitted), state)
+
+@jax.jit
+def _step(fitted: Logistic, state: Any, slope: Logistic, penalty: float, rate: float) -> tuple[Logistic, Any]:
+    slope = slope._replace(weights=slope.weights + penalty * fitted.weights)
+    updates, state = _ADAM.update(slope, state)
     return jax.tree.map(lambda value, update: value - rate * update, fitted, updates), state
 
 
-def _batches(
-    train: VisitSequences, mask_rate: float, seed: int, column: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Shown and hidden codes of mini-batches of visits, epoch after epoch without end; always of one shape."""
+def _batches(train: VisitSequences, mask_rate: float, seed: int, column: np.ndarray) -> Iterator[Visits]:
+    """Mini-batches of visits, epoch after epoch without end, always of one size."""
     size = max(min(BATCH_VISITS, len(train.visit_offsets) - 1), 1)
     for epoch in itertools.count(1):
         rng = np.random.default_rng([seed, epoch])
         visits = _visits(train, _draw(train, mask_rate, rng), column)
         order = rng.permutation(visits.hidden.shape[0])
-        for first in range(0, max(len(order) - size, 0) + 1, size):
-            rows = order[first : first + size]
-            # An epoch of less than one batch is filled up with visits that hide nothing.
-            yield tuple(np.pad(part[rows].toarray(), ((0, size - len(rows)), (0, 0))) for part in visits)
+        # An epoch of less than one batch takes visits twice.
+        order = np.resize(order, max(len(order), size)) if len(order) else order
+        for first in range(0, len(order) - size + 1, size):
+            yield Visits(*(part[order[first : first + size]] for part in visits))
+
+
+def _associations(train: VisitSequences, column: np.ndarray, seed: int) -> Float[np.ndarray, "F H"]:
+    """Pointwise mutual information (nats, one pair added each) of a shown code and another code of its visit.
+
+    A good part of it is a good start: most of what is to be learnt is which codes exclude each other, and the gradient
+    of a weight fades as the code becomes unlikely.
+    """
+    sizes = np.diff(train.visit_offsets).astype(np.int64)
+    order = np.random.default_rng([seed, 0]).permutation(len(sizes))
+    chosen = np.zeros(len(sizes), bool)
+    chosen[order[np.cumsum(sizes[order] ** 2) <= MAX_PAIRS]] = True
+    codes, owner = np.asarray(train.codes), _visit_of_code(train)
+    codes, owner = codes[chosen[owner]], owner[chosen[owner]]
+    held = _counts(owner, codes, (len(sizes), len(column)))
+    visible = np.argsort(column, kind="stable")[-(column.max() + 1) :]
+    pairs = (held[:, visible].T @ held[:, NUM_SPECIAL:]).toarray()
+    with_itself = np.bincount(codes, minlength=len(column))  # a code is no other code of its visit
+    is_candidate = visible >= NUM_SPECIAL
+    pairs[np.flatnonzero(is_candidate), visible[is_candidate] - NUM_SPECIAL] -= with_itself[visible[is_candidate]]
+    expected = pairs.sum(axis=1, keepdims=True) * (pairs.sum(axis=0, keepdims=True) / max(pairs.sum(), 1.0))
+    return np.log((pairs + 1) / (expected + 1), dtype=np.float32)
 
 
 def _draw(records: VisitSequences, mask_rate: float, rng: np.random.Generator) -> np.ndarray:
@@ -195,8 +215,12 @@ def _loss(fitted: Logistic, visits: Visits) -> float:
 
 
 def _log_probabilities(fitted: Logistic, shown: sp.csr_matrix) -> np.ndarray:
-    logits = shown @ np.asarray(fitted.weights) + np.asarray(fitted.bias)
+    logits = _logits(fitted, shown)
     return logits - logsumexp(logits, axis=1, keepdims=True)
+
+
+def _logits(fitted: Logistic, shown: sp.csr_matrix) -> np.ndarray:
+    return shown @ np.asarray(fitted.weights) + np.asarray(fitted.bias)
 
 
 def _score_logistic(fitted: Logistic, records: VisitSequences, mask: np.ndarray, column: np.ndarray) -> MaskedScores:

@@ -31,7 +31,10 @@ SECONDS_A_YEAR = 365.25 * 86_400
 GREY = "#767676"
 HIDDEN_CURVES = ("seconds", "examples_per_second", "learning_rate", "grad_norm")
 # Panels of the comparison with baselines, where a task has these metrics.
-FOREST_METRICS = ("auroc", "auprc", "brier", "macro_auroc", "micro_auroc", "accuracy", "recall_at_10", "rmse", "r2")
+FOREST_METRICS = (
+    *("auroc", "auprc", "brier", "macro_auroc", "micro_auroc", "accuracy", "recall_at_10", "rmse", "r2"),
+    *("mlm_accuracy", "next_visit_f1", "next_visit_recall_at_10"),
+)
 
 
 def training_curves(path: str | Path, metrics_path: str | Path) -> None:
@@ -194,7 +197,7 @@ def confusion(path: str | Path, labels: Int[Array, "n"], scores: Float[Array, "n
 
 
 def forest(path: str | Path, task: Mapping[str, Any], *, title: str = "") -> None:
-    """Model, baselines and oracle of one task of results.json: value and 95 % interval, a panel a metric."""
+    """Model, baselines and oracle of a task (or of pre-training) in results.json: value and 95 % interval."""
     systems = systems_of(task)
     names = [name for name in FOREST_METRICS if number(task["test"].get(name)) is not None][:3]
     axes_list, figure = _grid(max(len(names), 1), title=title, height=0.9 + 0.42 * len(systems))

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, Int, Shaped
 
 from ehrjax.evaluate.files import replaced
-from ehrjax.types import Array, VisitBatch
+from ehrjax.types import Array, TokenBatch, VisitBatch
 
 LINKS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "binary": jax.nn.sigmoid,
@@ -24,13 +24,14 @@ LINKS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def predict(
-    apply_fn: Callable[[Any, VisitBatch], Any], params: Any, batches: Iterable[VisitBatch], *, kind: str
+    apply_fn: Callable[[Any, Any], Any], params: Any, batches: Iterable[VisitBatch | TokenBatch], *, kind: str
 ) -> Float[np.ndarray, "E K"]:
     """Probabilities (regression: values) of all examples, ordered by example id; padding rows are dropped.
 
-    `apply_fn(params, batch)` returns Outputs or logits, [B, K] or visit-level [B, V, K]; a visit-level result has one
-    row a visit, examples in order and visits within them. Pass the same `apply_fn` object each time: its compiled form
-    is kept. Raises ValueError where the batches leave out an example or bring one twice.
+    `apply_fn(params, batch)` returns Outputs or logits: [B, K], or [B, S, K] where rows hold several sequences, or
+    visit-level [B, V, K] of a VisitBatch; a visit-level result has one row a visit, examples in order and visits within
+    them. Pass the same `apply_fn` object each time: its compiled form is kept. Raises ValueError where the batches
+    leave out an example or bring one twice.
     """
     if kind not in LINKS:
         raise ValueError(f"kind={kind!r} is unknown: use one of {', '.join(LINKS)}.")
@@ -39,9 +40,9 @@ def predict(
     on_device = [(step(params, batch), batch) for batch in batches]
     ids, scores = [], []
     for batch_scores, batch in on_device:
-        batch_ids, real = np.asarray(batch.example_ids), np.asarray(batch.example_mask)
-        batch_scores = np.asarray(batch_scores, np.float32)
-        if batch_scores.ndim == 3:
+        batch_ids, batch_scores = np.asarray(batch.example_ids), np.asarray(batch_scores, np.float32)
+        real = batch_ids >= 0
+        if batch_scores.ndim == 3 and batch_ids.ndim == 1:
             real = np.asarray(batch.visit_mask) & real[:, None]
             batch_ids = np.broadcast_to(batch_ids[:, None], real.shape)
         ids.append(batch_ids[real])
@@ -52,9 +53,9 @@ def predict(
 
 
 @lru_cache(maxsize=16)
-def _compiled(apply_fn: Callable[[Any, VisitBatch], Any], kind: str) -> Callable[[Any, VisitBatch], jax.Array]:
+def _compiled(apply_fn: Callable[[Any, Any], Any], kind: str) -> Callable[[Any, Any], jax.Array]:
     @jax.jit
-    def step(params: Any, batch: VisitBatch) -> jax.Array:
+    def step(params: Any, batch: VisitBatch | TokenBatch) -> jax.Array:
         output = apply_fn(params, batch)
         return LINKS[kind](getattr(output, "logits", output))
 

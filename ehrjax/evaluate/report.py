@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ehrjax.evaluate.files import replaced
-from ehrjax.evaluate.tables import cell, heading, notes, results_table, systems_of
+from ehrjax.evaluate.tables import cell, heading, notes, pretrain_rows, pretrain_text, results_table, systems_of
 
 __all__ = ["results_table", "write_json", "write_report"]
 
@@ -39,10 +39,13 @@ def write_report(workdir: str | Path, results: Mapping[str, Any], config: Mappin
     environment = workdir / "environment.json"
     about = json.loads(environment.read_text(encoding="utf-8")) if environment.exists() else {}
     pngs = sorted((workdir / "plots").glob("*.png"))
+    of_pretraining = [png for png in pngs if png.stem == "pretrain"]
     of_task = {name: [png for png in pngs if png.stem.startswith(f"{name}_")] for name in results["tasks"]}
-    others = [png for png in pngs if not any(png in group for group in of_task.values())]
+    others = [png for png in pngs if not any(png in group for group in (of_pretraining, *of_task.values()))]
     title = html.escape(str(config.get("name", workdir.name)))
     sections = [f"<h1>{title}</h1>", _model_line(results)]
+    if results.get("pretrain"):
+        sections.append(_pretrain_section(results, of_pretraining))
     sections += [_task_section(name, task, of_task[name]) for name, task in results["tasks"].items()]
     sections += [
         "<h2>Data and training</h2>",
@@ -62,6 +65,13 @@ def _model_line(results: Mapping[str, Any]) -> str:
     model = results.get("model") or {}
     parts = [f"{model['name']}, {model['num_params']:,} parameters"] if model else ["no model was trained"]
     return f"<p>{html.escape('; '.join(parts))}. Test figures with 95 % intervals (bootstrap over patients).</p>"
+
+
+def _pretrain_section(results: Mapping[str, Any], pngs: Sequence[Path]) -> str:
+    head, *rows = pretrain_rows(results["pretrain"])
+    note = html.escape(pretrain_text(results).rsplit("\n- ", 1)[1]) if results.get("embeddings") else ""
+    table = _table(rows, head)
+    return f"<h2>Pre-training</h2>{table}<p>{note}</p>{''.join(map(_figure, pngs))}"
 
 
 def _task_section(name: str, task: Mapping[str, Any], pngs: Sequence[Path]) -> str:

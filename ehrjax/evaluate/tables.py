@@ -24,9 +24,38 @@ def systems_of(task: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {"model": task["test"], **fitted, **{name: row for name, row in oracles.items() if row}}
 
 
+# Of the many figures of pre-training, those that a table shows; results.json has all.
+PRETRAIN_METRICS = (
+    *("mlm_loss", "mlm_accuracy", "mlm_top5_accuracy", "mlm_top10_accuracy"),
+    *("next_visit_f1", "next_visit_macro_f1", "next_visit_recall_at_10", "next_visit_precision_at_10"),
+    *("next_visit_recall_at_10_new", "next_visit_recall_at_10_recurrent"),
+)
+
+
 def results_table(results: Mapping[str, Any]) -> str:
-    """All tasks of results.json as plain text, test split, with 95 % intervals in brackets."""
-    return "\n\n".join(task_text(name, task) for name, task in results["tasks"].items())
+    """Pre-training and all tasks of results.json as plain text, test split, with 95 % intervals in brackets."""
+    parts = [pretrain_text(results)] if results.get("pretrain") else []
+    return "\n\n".join([*parts, *(task_text(name, task) for name, task in results["tasks"].items())])
+
+
+def pretrain_rows(pretrained: Mapping[str, Any]) -> list[list[str]]:
+    """Heading and a row a metric; columns: the model on val, on test, and the baselines on test."""
+    systems = {"model": pretrained["test"], **pretrained["baselines"]}
+    rows = [["", "model (val)", *systems]]
+    for metric in PRETRAIN_METRICS:
+        if metric in pretrained["test"]:
+            cells = [cell(row.get(metric)) for row in systems.values()]
+            rows.append([metric, digits(number(pretrained["val"][metric]) or 0.0), *cells])
+    return rows
+
+
+def pretrain_text(results: Mapping[str, Any]) -> str:
+    """Pre-training: model and baselines on the same hidden codes and next visits; then the embeddings' figures."""
+    lines = ["pretrain, test split", "", *aligned(pretrain_rows(results["pretrain"]))]
+    geometry = {name: value for name, value in (results.get("embeddings") or {}).items() if isinstance(value, float)}
+    if geometry:
+        lines += ["- patient embeddings: " + ", ".join(f"{name} {digits(value)}" for name, value in geometry.items())]
+    return "\n".join(lines)
 
 
 def task_text(name: str, task: Mapping[str, Any]) -> str:
