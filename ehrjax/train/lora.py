@@ -31,7 +31,7 @@ from ehrjax.train.optimizer import NO_DECAY_SUFFIXES
 from ehrjax.train.step import Objective
 from ehrjax.types import LossOutput
 
-ATTENTION = ("attention/[^/]+",)  # the matrices of every attention, as in the paper
+ATTENTION = ("attention/[^/]+", "visit_pooling/[^/]+")  # the matrices of every attention, as in the paper
 ALL = (".*",)
 STACKED = "layers"  # parameters below this name have the layers of a scan on axis 0
 FORMAT_VERSION = 1

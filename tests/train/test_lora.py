@@ -118,6 +118,7 @@ def test_gradients_reach_b_at_once_and_a_after_a_step_and_never_the_base(step):
 def test_merging_adds_the_product_and_unmerging_takes_it_back(model):
     base = random_params(model, BATCH)["params"]
     adapters = trained(init_lora(jax.random.key(0), base, rank=2, targets=ATTENTION))
+    assert {path.split("/")[-2] for path in adapters} in ({"qkv", "out"}, {"qkv", "out", "value", "score"})
     merged = jax.jit(lambda p, a: merge(p, a, alpha=ALPHA))(base, adapters)
     assert jax.tree.structure(merged) == jax.tree.structure(base)
     for path, pair in adapters.items():
