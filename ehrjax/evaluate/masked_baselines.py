@@ -22,7 +22,7 @@ from ehrjax.types import VisitSequences
 
 CHUNK_VALUES = 2**22  # probabilities in memory at once
 # Inverse strengths of the L2 penalty (scikit-learn's C, a training code a row), each fit starting from the one before.
-LOGISTIC_C = (0.3, 1.0, 3.0, 10.0)
+LOGISTIC_C = (0.1, 0.3, 1.0, 3.0)
 BATCH_VISITS = 1024
 LEARNING_RATE = 0.015
 START_SCALES = (0.0, 0.2, 0.4, 0.6, 0.8)
