@@ -19,19 +19,17 @@ from ehrjax.evaluate import plots
 from ehrjax.evaluate.bags import bag_of_codes
 from ehrjax.evaluate.baselines import fit_baselines
 from ehrjax.evaluate.code_vectors import write_code_vectors
-from ehrjax.evaluate.predict import LINKS, predict, write_predictions
+from ehrjax.evaluate.predict import predict, write_predictions
 from ehrjax.evaluate.report import write_json, write_report
 from ehrjax.evaluate.tables import pretrain_text, results_table
-from ehrjax.metrics.summary import best_threshold, evaluate, known_rows, metrics_for
-from ehrjax.objectives.supervised import make_supervised_objective, supervised_loss
-from ehrjax.train.loop import FitResult, fit
-from ehrjax.train.state import create_state
-from ehrjax.train.step import make_train_step, mean_metrics
+from ehrjax.metrics.summary import best_threshold, evaluate
+from ehrjax.train.loop import FitResult
 from ehrjax.types import VisitSequences
 from experiments import build, oracle
-from experiments.loaders import Batches, make_loaders
+from experiments.finetune import run_meta, train_task
+from experiments.loaders import Batches
 from experiments.prepare import Data, SplitData, candidate_tasks, prepare_data, prepare_task
-from experiments.pretrain import active_objectives, pretrain, start_from
+from experiments.pretrain import active_objectives, pretrain
 from experiments.pretrain_eval import evaluate_pretraining
 
 # Of more train rows the baselines get an even share: boosting took two minutes on 100,000 rows, and had not ended after
@@ -71,7 +69,7 @@ def run(config: ConfigDict, workdir: Path, *, command: str) -> dict[str, Any]:
 
 def run_pretraining(data: Data, config: ConfigDict, workdir: Path, results: dict, command: str) -> Any:
     """Pre-train and evaluate; fills `results` and returns the encoder's parameters."""
-    trained = pretrain(data, config, workdir, meta=_meta(data, config), command=command)
+    trained = pretrain(data, config, workdir, meta=run_meta(data, config), command=command)
     encoder = trained.fitted.params["encoder"]
     results["model"] = {"name": config.model.name, "num_params": build.count_params(trained.fitted.params)}
     results["train"] = _add_training(None, trained.fitted, trained.records["train"].sequences, trained.loaders["train"])
@@ -105,75 +103,6 @@ def run_task(
     results["model"] = {"name": config.model.name, "num_params": build.count_params(trained.params)}
     results["train"] = _add_training(results["train"], trained, parts["train"].sequences, loaders["train"])
     return evaluate_task(name, parts, model, trained, loaders, data, config, workdir) | {"flow": flow}
-
-
-def _meta(data: Data, config: ConfigDict) -> dict[str, str]:
-    return {"config": build.config_hash(config), "vocabulary": data.vocab.content_hash}
-
-
-def train_task(
-    name: str,
-    parts: dict[str, SplitData],
-    data: Data,
-    config: ConfigDict,
-    workdir: Path,
-    *,
-    encoder: Any = None,
-    command: str,
-) -> tuple[FitResult, Any, dict[str, Batches]]:
-    """Fit the model on train with early stopping on val; resumes from the workdir's checkpoints."""
-    labels = parts["train"].labels
-    loaders, examples_of = make_loaders(parts, config)
-    sizes = {"vocab_size": len(data.vocab), "num_outputs": labels.num_outputs}
-    model = build.make_model(config, **sizes)
-    in_rows = build.make_model(config, **sizes, level=loaders["train"].level)
-    objective = make_supervised_objective(in_rows, labels.kind)
-    tx, plateau = build.make_optimizer(config, num_steps=config.train.num_steps)
-    init_key, base_key = jax.random.split(jax.random.key(config.train.seed))
-    params = jax.jit(in_rows.init)(init_key, loaders["train"].batch_at(0))["params"]
-    params = start_from(params, encoder, data, config)
-    trained = fit(
-        state=create_state(params, tx),
-        train_step=make_train_step(objective, tx),
-        batch_at=loaders["train"].batch_at,
-        num_steps=config.train.num_steps,
-        base_key=base_key,
-        eval_fn=_validation(model, loaders["val"], parts["val"], labels.kind),
-        eval_every=config.train.eval_every,
-        patience=config.train.patience,
-        plateau=plateau,
-        log_every=config.train.log_every,
-        workdir=workdir,
-        part=name,
-        meta=_meta(data, config),
-        resume_command=command,
-        examples_of=examples_of,
-    )
-    return trained, model, loaders
-
-
-def _validation(model, batches: Batches, part: SplitData, kind: str):
-    """`eval_fn(params)`: loss and the kind's first metric (AUROC for a binary task) on val, without intervals."""
-    prepared = list(batches.eval_batches())
-    labels, mask = part.labels.values, part.labels.mask
-    metric_name, metric = next(iter(metrics_for(kind, num_outputs=part.labels.num_outputs).items()))
-
-    @jax.jit
-    def step(params, batch):
-        logits = model.apply({"params": params}, batch).logits
-        return supervised_loss(logits, batch.labels, batch.label_mask, kind=kind), LINKS[kind](logits)
-
-    def eval_fn(params: Any) -> dict[str, float]:
-        results = jax.device_get([step(params, batch) for batch in prepared])
-        figures = mean_metrics([{"loss": (loss.loss_sum, loss.weight)} for loss, _ in results], prefix="val/")
-        scores = np.zeros((len(labels), results[0][1].shape[-1]), np.float32)
-        for (_, rows), batch in zip(results, prepared, strict=True):
-            is_real = batch.example_ids >= 0
-            scores[batch.example_ids[is_real]] = rows[is_real]
-        known = known_rows(kind, labels, scores, mask, part.labels.subject_ids)
-        return figures | {f"val/{metric_name}": float(metric(*known[:2]))}
-
-    return eval_fn
 
 
 def evaluate_task(
