@@ -42,13 +42,22 @@ Baseline = Callable[[VisitSequences, Bool[np.ndarray, "num_codes"]], MaskedScore
 
 
 def fit_masked_baselines(
-    train: VisitSequences, val: VisitSequences, types: Sequence[str], *, mask_rate: float = 0.15, seed: int = 0
+    train: VisitSequences,
+    val: VisitSequences,
+    types: Sequence[str],
+    *,
+    mask_rate: float = 0.15,
+    seed: int = 0,
+    max_steps: int = MAX_STEPS,
 ) -> dict[str, Baseline]:
-    """The baselines "unigram", "same_type" and "logistic" by name; `types` has the type of every token's code."""
+    """The baselines "unigram", "same_type" and "logistic" by name; `types` has the type of every token's code.
+
+    `max_steps` bounds the steps of the logistic one, all penalties together.
+    """
     return {
         "unigram": fit_unigram(train, len(types)),
         "same_type": fit_same_type(train, types),
-        "logistic": fit_logistic(train, val, len(types), mask_rate=mask_rate, seed=seed),
+        "logistic": fit_logistic(train, val, len(types), mask_rate=mask_rate, seed=seed, max_steps=max_steps),
     }
 
 

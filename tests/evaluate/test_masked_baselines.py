@@ -123,3 +123,19 @@ def test_what_cannot_be_hidden_is_refused():
             baseline(records, np.array([False, True]))
         with pytest.raises(ValueError, match=r"mask has shape \(3,\) but codes \(2,\)"):
             baseline(records, np.zeros(3, bool))
+
+
+def test_associations_count_pairs_of_different_codes_of_a_visit():
+    train = make_records([[9, 9, 5], [9, 6], [1, 6], []])
+    column = np.full(NUM_CODES, -1)
+    column[[9, 1, 6]] = [0, 1, 2]  # codes that are shown; 5 is left out
+    found = masked_baselines._associations(train, column, 0)
+    visits = [[9, 9, 5], [9, 6], [1, 6]]
+    pairs = np.zeros((3, NUM_CODES))
+    for visit in visits:
+        for i, shown in enumerate(visit):
+            for other in visit[:i] + visit[i + 1 :]:
+                if column[shown] >= 0 and other >= 5:
+                    pairs[column[shown], other] += 1
+    expected = pairs.sum(axis=1)[:, None] * pairs.sum(axis=0)[None] / pairs.sum()
+    np.testing.assert_allclose(found, np.log((pairs + 1) / (expected + 1))[:, 5:], rtol=1e-5, atol=1e-6)
