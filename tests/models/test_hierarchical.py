@@ -214,11 +214,18 @@ def test_bfloat16_is_near_float32():
     np.testing.assert_allclose(np.float32(other.hidden), one.hidden, atol=0.1)
 
 
-@pytest.mark.parametrize(("size", "expected"), [("small", 499_072), ("medium", 3_285_248), ("large", 18_578_944)])
+@pytest.mark.parametrize(("size", "expected"), [("small", 664_576), ("medium", 4_604_672), ("large", 26_469_376)])
 def test_number_of_parameters(size, expected):
     shapes = jax.eval_shape(Hierarchical(1000, **SIZES[size]).init, jax.random.key(0), make_token_batch([2]))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == expected
     assert shapes["params"]["embedding"]["embedding"].shape == (1000, SIZES[size]["embed_dim"])
+
+
+def test_recomputing_blocks_changes_no_gradient():
+    batch = make_token_batch(VISITS)
+    model, params = make(batch, num_visit_layers=2)
+    kept, again = gradients(model, params, batch), gradients(model.clone(remat=True), params, batch)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), kept, again)
 
 
 def test_cost_is_linear_in_the_codes_of_a_visit():
