@@ -28,7 +28,7 @@ LEARNING_RATE = 0.015
 START_SCALES = (0.0, 0.2, 0.4, 0.6, 0.8)
 # Multiplications of all fits together, about 70 seconds on a core; codes that are shown beyond this are left out.
 MAX_WORK, MAX_STEPS, MAX_WEIGHTS, MAX_PAIRS = 1.2e11, 4000, 2**25, 1e8
-MEAN_CODES, WORK_A_WEIGHT = 25, 10  # of a step: two sparse products and a softmax, and Adam
+SOFTMAX_WORK, ADAM_WORK = 14, 10  # of a step, a logit and a weight, beside the two sparse products
 
 
 class MaskedScores(NamedTuple):
@@ -115,7 +115,8 @@ def fit_logistic(
     fitted = min(starts, key=lambda start: _loss(start, held_out))
     if not (np.asarray(train.codes) >= NUM_SPECIAL).any():
         return lambda records, mask: _score_logistic(fitted, records, mask, column)
-    work = (MEAN_CODES * BATCH_VISITS + WORK_A_WEIGHT * len(visible)) * num_candidates
+    mean_codes = len(train.codes) / np.count_nonzero(np.diff(train.visit_offsets))
+    work = ((mean_codes + SOFTMAX_WORK) * BATCH_VISITS + ADAM_WORK * len(visible)) * num_candidates
     num_steps = int(max(min(MAX_WORK / work, max_steps) // max(len(penalties), 1), 1))
     batches = _batches(train, mask_rate, seed, column)
     best, best_loss = fitted, np.inf
