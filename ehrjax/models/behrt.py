@@ -44,7 +44,7 @@ class Behrt(nn.Module):
     max_visit_ids: int = 128
     dtype: DTypeLike | None = None
     remat: bool = False
-    unroll: int = 1
+    unroll: int | None = None
     path: str | None = None
 
     @nn.compact

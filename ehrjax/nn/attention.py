@@ -65,9 +65,11 @@ def _dense(q, k, v, segment_ids, causal):
 
 
 def _attend_masked(q, k, v, mask):
-    scores = jnp.einsum("btnh,bsnh->bnts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    # Heads before tokens, once: on CPU products that leave that to the compiler took a tenth longer.
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+    scores = jnp.einsum("bnth,bnsh->bnts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     probabilities = nn.softmax(jnp.where(mask[:, None], scores, _MASKED), axis=-1)
-    return jnp.einsum("bnts,bsnh->btnh", probabilities.astype(v.dtype), v)
+    return jnp.swapaxes(probabilities.astype(v.dtype) @ v, 1, 2)
 
 
 def _chunked(q, k, v, segment_ids, causal):

@@ -1,9 +1,11 @@
 """Dropout from one random byte an element: a quarter of the random bits that a float takes."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
 
 class Dropout(nn.Module):
@@ -21,5 +23,12 @@ class Dropout(nn.Module):
         dropped = min(round(256 * self.rate), 255)
         if not train or dropped == 0:
             return inputs
-        keep = jax.random.bits(self.make_rng("dropout"), inputs.shape, jnp.uint8) >= dropped
+        keep = random_bytes(self.make_rng("dropout"), inputs.shape) >= dropped
         return jnp.where(keep, inputs * (256 / (256 - dropped)), 0)
+
+
+def random_bytes(key: Array, shape: tuple[int, ...]) -> UInt8[Array, "*shape"]:
+    """Four from each random word; `jax.random.bits` would draw a word for each."""
+    size = math.prod(shape)
+    words = jax.random.bits(key, (-(-size // 4),), jnp.uint32)
+    return jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)[:size].reshape(shape)
