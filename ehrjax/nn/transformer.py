@@ -37,6 +37,8 @@ def _gelu_tanh(inputs):
 
 
 def _gelu_backward(inputs, gradient):
+    # Or else XLA keeps the forward pass's tanh for it, and writing and reading that costs more than computing it.
+    inputs = jax.lax.optimization_barrier(inputs)
     tanh = _gelu_tanh(inputs)
     slope = _GELU_SCALE * (1.0 + 3.0 * _GELU_CUBE * inputs * inputs)
     return (gradient * (0.5 * (1.0 + tanh) + 0.5 * inputs * (1.0 - tanh * tanh) * slope),)
