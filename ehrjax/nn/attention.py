@@ -6,8 +6,6 @@ padding, so every token sees at least itself and no softmax runs over nothing. T
 probabilities on any path: fused kernels have none.
 """
 
-from functools import partial
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -15,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 PATHS = ("dense", "chunked", "pallas", "cudnn")
 BLOCK = 256  # query columns that the chunked path handles at a time
+BANDS = 4
 # Row length from which the chunked path is taken: below it the dense one is faster, and its memory does not matter.
 CHUNKED_FROM = 1024
 _PALLAS_BLOCK = 128
@@ -50,7 +49,7 @@ def choose_path(backend: str, num_tokens: int, head_dim: int, dtype) -> str:
 
 
 def segment_mask(
-    segment_ids: Int[Array, "B T"], key_segment_ids: Int[Array, "B S"], *, causal: bool, start: int = 0
+    segment_ids: Int[Array, "B T"], key_segment_ids: Int[Array, "B S"], *, causal: bool, start: int | Int[Array, ""] = 0
 ) -> Bool[Array, "B T S"]:
     """Which keys (columns 0..S) each query (columns start..start + T) sees."""
     mask = segment_ids[:, :, None] == key_segment_ids[:, None, :]
@@ -73,18 +72,44 @@ def _attend_masked(q, k, v, mask):
 
 
 def _chunked(q, k, v, segment_ids, causal):
-    """Blocks of queries one after another, each recomputed in the backward pass: one block's scores live at a time."""
+    """A loop over blocks of queries, each recomputed in the backward pass: one block's scores live at a time.
 
-    @partial(jax.checkpoint, static_argnums=(5,))
-    def block(q, k, v, segments, key_segments, start):
+    Causal queries go in a few bands, each with the keys up to the band's end: later ones are seen by none of it.
+    """
+    num_tokens = q.shape[1]
+    q, k, v, segment_ids = _pad_tokens(q, k, v, segment_ids, multiple=BLOCK)
+    num_blocks = q.shape[1] // BLOCK
+    blocks = (_to_blocks(q), _to_blocks(segment_ids), BLOCK * jnp.arange(num_blocks))
+    band = -(-num_blocks // BANDS) if causal else num_blocks
+    outputs = []
+    for first in range(0, num_blocks, band):
+        last = min(first + band, num_blocks)
+        keys = slice(0, last * BLOCK if causal else None)
+        attend_block = _make_attend_block(k[:, keys], v[:, keys], segment_ids[:, keys], causal)
+        outputs.append(jax.lax.map(attend_block, jax.tree.map(lambda x, f=first, n=last: x[f:n], blocks)))
+    outputs = jnp.moveaxis(jnp.concatenate(outputs), 0, 1)
+    return outputs.reshape(q.shape)[:, :num_tokens]
+
+
+def _make_attend_block(k, v, key_segments, causal):
+    @jax.checkpoint
+    def attend_block(block):
+        q, segments, start = block
         return _attend_masked(q, k, v, segment_mask(segments, key_segments, causal=causal, start=start))
 
-    num_tokens, outputs = q.shape[1], []
-    for start in range(0, num_tokens, BLOCK):
-        rows = slice(start, min(start + BLOCK, num_tokens))
-        keys = slice(0, rows.stop if causal else num_tokens)  # nothing later is seen, so it need not be computed
-        outputs.append(block(q[:, rows], k[:, keys], v[:, keys], segment_ids[:, rows], segment_ids[:, keys], start))
-    return jnp.concatenate(outputs, axis=1)
+    return attend_block
+
+
+def _to_blocks(array):
+    """[B T ..] -> [T / BLOCK, B, BLOCK, ..]."""
+    return jnp.moveaxis(array.reshape(array.shape[0], -1, BLOCK, *array.shape[2:]), 1, 0)
+
+
+def _pad_tokens(q, k, v, segment_ids, *, multiple):
+    """Rows of a multiple of so many tokens; the tokens added are no padding's segment, so nothing else sees them."""
+    missing = -q.shape[1] % multiple
+    q, k, v = (jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))) for x in (q, k, v))
+    return q, k, v, jnp.pad(segment_ids, ((0, 0), (0, missing)), constant_values=-1)
 
 
 def _pallas(q, k, v, segment_ids, causal, *, interpret=False):
@@ -93,9 +118,7 @@ def _pallas(q, k, v, segment_ids, causal, *, interpret=False):
 
     num_tokens = q.shape[1]
     block = min(_PALLAS_BLOCK, max(16, 1 << (num_tokens - 1).bit_length()))
-    missing = -num_tokens % block
-    q, k, v = (jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))) for x in (q, k, v))
-    segment_ids = jnp.pad(segment_ids, ((0, 0), (0, missing)), constant_values=-1)  # padding must not see it
+    q, k, v, segment_ids = _pad_tokens(q, k, v, segment_ids, multiple=block)
     small = min(block, 32)
     sizes = BlockSizes(block, block, block_q_dkv=small, block_kv_dkv=small, block_q_dq=small, block_kv_dq=small)
     scale = q.shape[-1] ** -0.5

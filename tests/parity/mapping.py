@@ -76,3 +76,14 @@ def encoder(module, read=weight):
     """`nn.TransformerEncoder` with `norm_first` and a last norm -> Encoder; blocks are stacked on axis 0."""
     blocks = [transformer_block(layer, read) for layer in module.layers]
     return {"layers": jax.tree.map(lambda *leaves: np.stack(leaves), *blocks), "norm": layer_norm(module.norm, read)}
+
+
+def behrt(model, read=weight):
+    """`TorchBehrt` without its head -> Behrt."""
+    names = ("embedding", "age_embedding", "visit_embedding", "position_embedding")
+    params = {name: {"embedding": read(table.weight)} for name, table in zip(names, model.tables, strict=True)}
+    return params | {
+        "embedding_norm": layer_norm(model.norm, read),
+        "project": dense(model.project, read),
+        "encoder": encoder(model.encoder, read),
+    }

@@ -4,10 +4,13 @@ import jax
 import numpy as np
 import pytest
 
+from ehrjax.models.behrt import Behrt
 from ehrjax.nn.transformer import Encoder
 from tests.parity import mapping
 
 torch = pytest.importorskip("torch", reason="torch is not installed: it is only the yardstick of the parity tests")
+from experiments.benchmarks.behrt_throughput import lognormal_lengths, make_sequences, one_a_row, packed_batches  # noqa: E402
+from experiments.benchmarks.torch_behrt import TorchBehrt, to_packed, to_padded  # noqa: E402
 
 LENGTHS = np.array([9, 4, 1, 7])
 MASK = np.arange(9) < LENGTHS[:, None]
@@ -54,3 +57,28 @@ def test_encoder_and_its_gradients(causal):
     expected = mapping.encoder(module, mapping.gradient), mapping.gradient(inputs)
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * largest), gradients, expected)
+
+
+def test_the_models_of_the_benchmark_are_the_same_model():
+    torch.manual_seed(1)
+    sizes = {"embed_dim": 8, "hidden_dim": 16, "num_layers": 2, "num_heads": 2, "max_tokens": 30}
+    theirs = TorchBehrt(1000, **sizes).eval()
+    ours = Behrt(1000, **sizes, causal=False)
+    sequences = make_sequences(lognormal_lengths(12, 30))
+    padded, packed = one_a_row(sequences, 30, 4, 1)[0], packed_batches(sequences, 30, 2, 1)[0]
+    assert packed.segment_ids.max() > 1 and (packed.segment_ids > 0).mean() > (padded.segment_ids > 0).mean()
+    inputs, is_padding, _ = to_padded(padded)
+    expected = mapping.weight(theirs.encoder(theirs.embed(inputs), src_key_padding_mask=is_padding))
+    shown = padded._replace(tokens=inputs[0].numpy())
+    assert (shown.tokens != padded.tokens).any()
+    params = {"params": mapping.behrt(theirs)}
+    real = padded.segment_ids > 0
+    np.testing.assert_allclose(ours.apply(params, shown).tokens[real], expected[real], rtol=1e-4, atol=1e-4)
+    # Torch's own packed loss of the same patients, unpacked by hand, is its padded loss.
+    alone = one_a_row(sequences, 30, 1, 3)
+    losses = [theirs.loss_padded(*to_padded(batch)).item() for batch in alone]
+    again = [theirs.loss_packed(*to_packed(batch)).item() for batch in alone]
+    np.testing.assert_allclose(again, losses, rtol=1e-4)
+    inputs, segment_ids, positions, targets = to_packed(packed)
+    assert len(positions) == len(targets) == packed.masked.mask.sum()
+    assert np.isfinite(theirs.loss_packed(inputs, segment_ids, positions, targets).item())
