@@ -20,6 +20,7 @@ EPSILON = 1e-5  # of LayerNorm, as in torch
 LayerNorm = partial(nn.LayerNorm, epsilon=EPSILON)
 
 
+_LONGEST_WAVE = 1000.0
 _GELU_SCALE, _GELU_CUBE = math.sqrt(2.0 / math.pi), 0.044715
 
 
@@ -47,10 +48,15 @@ def _gelu_backward(inputs, gradient):
 gelu.defvjp(lambda inputs: (gelu(inputs), inputs), _gelu_backward)
 
 
+Segments = Int[Array, "B T"] | tuple[Int[Array, "B T"], ...]
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention within segments; queries, keys and values come from one product `qkv`.
 
-    `path` says how attention is computed (`ehrjax.nn.attention.PATHS`), None for the best on the device.
+    Several arrays of segment ids share the heads evenly: some heads may see a patient, others a visit. With
+    `positions`, queries and keys are rotated by them (`rotate`). `path` says how attention is computed
+    (`ehrjax.nn.attention.PATHS`), None for the best on the device.
     """
 
     num_heads: int
@@ -59,14 +65,31 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, inputs: Float[Array, "B T D"], segment_ids: Int[Array, "B T"], *, causal: bool
+        self,
+        inputs: Float[Array, "B T D"],
+        segment_ids: Segments,
+        positions: Int[Array, "B T"] | None = None,
+        *,
+        causal: bool,
     ) -> Float[Array, "B T D"]:
         width = inputs.shape[-1]
-        if width % self.num_heads:
-            raise ValueError(f"num_heads={self.num_heads} must divide width={width}.")
+        groups = segment_ids if isinstance(segment_ids, tuple) else (segment_ids,)
+        if width % self.num_heads or self.num_heads % len(groups):
+            raise ValueError(
+                f"num_heads={self.num_heads} must divide width={width} and be a multiple of {len(groups)}, the number "
+                "of groups of heads."
+            )
         projected = nn.Dense(3 * width, dtype=self.dtype, name="qkv")(inputs)
         q, k, v = jnp.split(projected.reshape(*inputs.shape[:2], 3 * self.num_heads, -1), 3, axis=2)
-        outputs = attend(q, k, v, segment_ids, causal=causal, path=self.path)
+        if positions is not None:
+            q, k = rotate(q, positions), rotate(k, positions)
+        share = self.num_heads // len(groups)
+        heads = [slice(first, first + share) for first in range(0, self.num_heads, share)]
+        parts = [
+            attend(q[:, :, part], k[:, :, part], v[:, :, part], ids, causal=causal, path=self.path)
+            for part, ids in zip(heads, groups, strict=True)
+        ]
+        outputs = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=2)
         return nn.Dense(width, dtype=self.dtype, name="out")(outputs.reshape(inputs.shape))
 
 
@@ -94,12 +117,18 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, inputs: Float[Array, "B T D"], segment_ids: Int[Array, "B T"], *, causal: bool, train: bool
+        self,
+        inputs: Float[Array, "B T D"],
+        segment_ids: Segments,
+        positions: Int[Array, "B T"] | None = None,
+        *,
+        causal: bool,
+        train: bool,
     ) -> Float[Array, "B T D"]:
         dropout = Dropout(self.dropout_rate)
         attention = SelfAttention(self.num_heads, self.dtype, self.path, name="attention")
         normed = LayerNorm(dtype=self.dtype, name="attention_norm")(inputs)
-        inputs = inputs + dropout(attention(normed, segment_ids, causal=causal), train=train)
+        inputs = inputs + dropout(attention(normed, segment_ids, positions, causal=causal), train=train)
         normed = LayerNorm(dtype=self.dtype, name="ffn_norm")(inputs)
         return inputs + dropout(FeedForward(self.ffn_dim, self.dtype, name="ffn")(normed), train=train)
 
@@ -124,10 +153,16 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, inputs: Float[Array, "B T D"], segment_ids: Int[Array, "B T"], *, causal: bool, train: bool = False
+        self,
+        inputs: Float[Array, "B T D"],
+        segment_ids: Segments,
+        positions: Int[Array, "B T"] | None = None,
+        *,
+        causal: bool,
+        train: bool = False,
     ) -> Float[Array, "B T D"]:
-        def run(block, carry, segment_ids):
-            return block(carry, segment_ids, causal=causal, train=train), None
+        def run(block, carry, segment_ids, positions):
+            return block(carry, segment_ids, positions, causal=causal, train=train), None
 
         block = Block(self.num_heads, self.ffn_dim, self.dropout_rate, self.dtype, self.path, name="layers")
         scan = nn.scan(
@@ -139,8 +174,21 @@ class Encoder(nn.Module):
             unroll=self.unroll or (self.num_layers if jax.default_backend() == "cpu" else 1),
         )
         dtype = jnp.float32 if self.dtype is None else self.dtype
-        outputs, _ = scan(block, inputs.astype(dtype), segment_ids)
+        outputs, _ = scan(block, inputs.astype(dtype), segment_ids, positions)
         return LayerNorm(dtype=self.dtype, name="norm")(outputs)
+
+
+def rotate(states: Float[Array, "B T N H"], positions: Int[Array, "B T"]) -> Float[Array, "B T N H"]:
+    """Rotary position embedding (Su et al., 2021, arXiv:2104.09864): products then depend on differences of positions.
+
+    Wavelengths from 2 pi to 1000 * 2 pi tokens; angles in float32.
+    """
+    half = states.shape[-1] // 2
+    rates = _LONGEST_WAVE ** (-jnp.arange(half) / half)
+    angles = positions[..., None].astype(jnp.float32) * rates[None, None]
+    cos, sin = (x[:, :, None].astype(states.dtype) for x in (jnp.cos(angles), jnp.sin(angles)))
+    left, right = states[..., :half], states[..., half:]
+    return jnp.concatenate([left * cos - right * sin, left * sin + right * cos], axis=-1)
 
 
 def sinusoids(positions: Int[Array, "B T"], width: int) -> Float[Array, "B T D"]:
