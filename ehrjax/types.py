@@ -95,21 +95,6 @@ class TokenBatch(NamedTuple):
     masked: MaskedCodes | None = None
     next_visits: NextVisits | None = None
 
-    def as_visit_batch(self) -> VisitBatch:
-        """The same rows for a model of visits; its embedding also looks up special tokens, which no visit holds."""
-        return VisitBatch(
-            codes=self.tokens,
-            code_visits=self.code_visits,
-            visit_mask=self.visit_mask,
-            ages=self.visit_ages,
-            gap_days=self.visit_gap_days,
-            labels=self.labels,
-            label_mask=self.label_mask,
-            example_mask=self.example_mask,
-            example_ids=self.example_ids[:, 0],
-            segment_ids=self.visit_segments,
-        )
-
 
 class Outputs(NamedTuple):
     """What a model returns; a field that a model does not compute is None."""

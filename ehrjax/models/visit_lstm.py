@@ -116,7 +116,18 @@ def in_visit_order(batch: TokenBatch) -> VisitBatch:
         jnp.zeros_like(values).at[rows, columns].set(values, unique_indices=True)
         for values in (batch.tokens, batch.code_visits)
     )
-    return batch.as_visit_batch()._replace(codes=codes, code_visits=code_visits)
+    return VisitBatch(
+        codes=codes,
+        code_visits=code_visits,
+        visit_mask=batch.visit_mask,
+        ages=batch.visit_ages,
+        gap_days=batch.visit_gap_days,
+        labels=batch.labels,
+        label_mask=batch.label_mask,
+        example_mask=batch.example_mask,
+        example_ids=batch.example_ids[:, 0],
+        segment_ids=batch.visit_segments,
+    )
 
 
 def time_features(batch: VisitBatch) -> Float[Array, "B V 2"]:
