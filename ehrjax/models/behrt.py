@@ -1,9 +1,16 @@
 """BEHRT: codes, ages, visits and positions -> transformer encoder -> state of each token, visit and patient.
 
-Parameters at vocabulary 1000: small 488,320, medium 3,365,376, large 19,418,112; with an untied masked-code head
-(Dense, LayerNorm, decoder with bias) 634,088, 3,688,680 and 20,194,792. The classic encoders (506,624, 3,401,984,
-19,491,328) have 290 rows of width E more (540 for ages, visits, segments and norms beside codes and positions; ours:
-120 ages, 128 visits and a norm) and no LayerNorm behind the last block, which is 2 H; the heads are equal.
+Parameters at vocabulary 1000, and with an untied masked-code head (Dense, LayerNorm, decoder with bias):
+
+    positions   small    with head   medium     with head   large       with head
+    rotary      485,120  630,888     3,352,576  3,675,880   19,366,912  20,143,592
+    learned     488,320  634,088     3,365,376  3,688,680   19,418,112  20,194,792
+    (classic)   506,624  652,392     3,401,984  3,725,288   19,491,328  20,268,008
+
+Learned positions are `max_tokens` rows of width E, which rotary and sinusoidal ones do without. The classic encoders
+have 290 rows more than ours with learned positions (540 for ages, visits, segments and norms beside codes and
+positions; ours: 120 ages, 128 visits and a norm) and no LayerNorm behind the last block, which is 2 H; the heads are
+equal.
 """
 
 import flax.linen as nn

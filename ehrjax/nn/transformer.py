@@ -181,8 +181,12 @@ class Encoder(nn.Module):
 def rotate(states: Float[Array, "B T N H"], positions: Int[Array, "B T"]) -> Float[Array, "B T N H"]:
     """Rotary position embedding (Su et al., 2021, arXiv:2104.09864): products then depend on differences of positions.
 
-    Wavelengths from 2 pi to 1000 * 2 pi tokens; angles in float32.
+    Wavelengths from 2 pi to 1000 * 2 pi tokens; angles in float32. An odd H is a ValueError.
     """
+    if states.shape[-1] % 2:
+        raise ValueError(
+            f"{states.shape[-1]} numbers a head cannot be rotated in pairs: use an even width / num_heads."
+        )
     half = states.shape[-1] // 2
     rates = _LONGEST_WAVE ** (-jnp.arange(half) / half)
     angles = positions[..., None].astype(jnp.float32) * rates[None, None]

@@ -1,4 +1,4 @@
-"""BEHRT: stated sizes, causality to the bit, packed = alone = padded, poolings, the empty cases."""
+"""BEHRT: stated sizes, causality to the bit, packed = alone = padded, poolings, visit heads, the empty cases."""
 
 from functools import partial
 
@@ -8,14 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ehrjax.models.behrt import SIZES, Behrt, gap_buckets
+from ehrjax.models.behrt import SIZES, Behrt, gap_buckets, visit_segments
+from ehrjax.models.pretraining import Pretraining, keep_only
 from ehrjax.nn.sequence_pooling import SEQUENCE_POOLINGS
+from ehrjax.types import TokenBatch
 from tests.sequences import VOCAB_SIZE, random_params
 from tests.tokens import JUNK, make_token_batch, pad_token_batch
 
 TINY = {"embed_dim": 6, "hidden_dim": 8, "num_layers": 2, "num_heads": 2, "max_tokens": 40, "dropout_rate": 0.0}
 LENGTHS = [3, 1, 5, 2, 4]
 EVERYTHING = {"visit_parity": True, "gap": True}
+PLAIN = {"position": "learned", "visit_heads": False}
 
 
 def make(batch, **options):
@@ -76,26 +79,42 @@ def assert_close(one, other, tolerance=1e-5):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), one, other)
 
 
+# As the docstring of the module states: encoder and with the head, for learned positions, then for rotary ones.
+COUNTS = {
+    "small": (488_320, 634_088, 485_120, 630_888),
+    "medium": (3_365_376, 3_688_680, 3_352_576, 3_675_880),
+    "large": (19_418_112, 20_194_792, 19_366_912, 20_143_592),
+}
+CLASSIC = {"small": (506_624, 652_392), "medium": (3_401_984, 3_725_288), "large": (19_491_328, 20_268_008)}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_number_of_parameters(size):
+    """Ours have 290 rows of width E fewer and a last norm; rotary positions have no table."""
+    encoders = [_count(Behrt(1000, **SIZES[size], position=position)) for position in ("learned", "rotary")]
+    heads = [
+        _count(Pretraining(Behrt(1000, **SIZES[size]), 1000, heads=("mlm",), tie_embeddings=False)) - encoders[1]
+    ] * 2
+    assert COUNTS[size] == (encoders[0], encoders[0] + heads[0], encoders[1], encoders[1] + heads[1])
+    assert _count(Behrt(1000, **SIZES[size], position="sinusoidal", visit_heads=False)) == encoders[1]
+    embed_dim, hidden_dim, max_tokens = (SIZES[size][name] for name in ("embed_dim", "hidden_dim", "max_tokens"))
+    assert CLASSIC[size][0] - encoders[0] == 290 * embed_dim - 2 * hidden_dim
+    assert CLASSIC[size][0] - encoders[1] == (290 + max_tokens) * embed_dim - 2 * hidden_dim
+    assert CLASSIC[size][1] - CLASSIC[size][0] == heads[0]
+
+
+def _count(model):
+    batch = make_token_batch([2], mask_rate=0.5)
+    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0), batch)))
+
+
 @pytest.mark.parametrize(
-    ("size", "encoder", "with_head"),
-    [("small", 488_320, 634_088), ("medium", 3_365_376, 3_688_680), ("large", 19_418_112, 20_194_792)],
+    ("pooling", "options"), [*((pooling, EVERYTHING) for pooling in SEQUENCE_POOLINGS), ("last", PLAIN)]
 )
-def test_number_of_parameters(size, encoder, with_head):
-    """Classic: 506,624 / 3,401,984 / 19,491,328; ours has 290 rows of width E fewer and a last norm."""
-    shapes = jax.eval_shape(Behrt(1000, **SIZES[size]).init, jax.random.key(0), make_token_batch([2]))
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == encoder
-    width = SIZES[size]["hidden_dim"]
-    head = width * width + width + 2 * width + 1000 * (width + 1)
-    assert encoder + head == with_head
-    classic = {"small": 506_624, "medium": 3_401_984, "large": 19_491_328}[size]
-    assert classic - encoder == 290 * SIZES[size]["embed_dim"] - 2 * width
-
-
-@pytest.mark.parametrize("pooling", SEQUENCE_POOLINGS)
-def test_packed_equals_alone_equals_padded(pooling):
+def test_packed_equals_alone_equals_padded(pooling, options):
     packed = make_token_batch(LENGTHS, row_tokens=40)
     assert (packed.example_ids >= 0).sum(1).max() > 1
-    model, params = make(packed, pooling=pooling, num_outputs=2, causal=pooling == "last", **EVERYTHING)
+    model, params = make(packed, pooling=pooling, num_outputs=2, causal=pooling == "last", **options)
     expected, expected_gradients = run_with_gradients(model, params, packed)
     for batch in (unpack(packed), pad_token_batch(packed, rows=1, tokens=9, visits=3, slots=2)):
         outputs, gradients = run_with_gradients(model, params, batch)
@@ -164,23 +183,27 @@ def test_padding_within_a_sequence_is_left_out(pooling):
     np.testing.assert_allclose(run(model, params, hidden._replace(**moved)).pooled, pooled, rtol=1e-5, atol=1e-6)
 
 
-def test_the_future_changes_no_bit_of_the_past():
+@pytest.mark.parametrize("options", [EVERYTHING, PLAIN])
+def test_the_future_changes_no_bit_of_the_past(options):
     batch = make_token_batch([5, 6], level="visit", row_tokens=60, max_codes=3)
-    model, params = make(batch, level="visit", num_outputs=3, max_tokens=60, **EVERYTHING)
+    model, params = make(batch, level="visit", num_outputs=3, max_tokens=60, **options)
     before = run(model, params, batch)
     column = batch.visit_ends[0, 2]  # the third visit of the first sequence closes here
     later = np.arange(60)[None] > np.array([[column]])
+    later_visits = np.arange(batch.visit_mask.shape[1])[None] > 2
     changed = batch._replace(
         tokens=np.where(later & (batch.code_visits >= 0), 6, batch.tokens),
         ages=np.where(later, 99, batch.ages),
-        visit_gap_days=np.where(np.arange(batch.visit_mask.shape[1])[None] > 2, 9.0, batch.visit_gap_days),
+        visit_gap_days=np.where(later_visits, 9.0, batch.visit_gap_days),
     )
-    after = run(model, params, changed)
-    for name in ("hidden", "logits"):
-        one, other = getattr(before, name)[0], getattr(after, name)[0]
-        np.testing.assert_array_equal(one[:3], other[:3])
-        assert not np.allclose(one[3:5], other[3:5])
-    np.testing.assert_array_equal(before.tokens[0, : column + 1], after.tokens[0, : column + 1])
+    shortened = jax.tree.map(np.asarray, keep_only(batch, visits=~later_visits))
+    for other in (changed, shortened):
+        after = run(model, params, other)
+        for name in ("hidden", "logits"):
+            one, two = getattr(before, name)[0], getattr(after, name)[0]
+            np.testing.assert_array_equal(one[:3], two[:3])
+            assert not np.allclose(one[3:5], two[3:5])
+        np.testing.assert_array_equal(before.tokens[0, : column + 1], after.tokens[0, : column + 1])
 
 
 def test_a_call_may_look_both_ways():
@@ -197,7 +220,9 @@ def test_a_call_may_look_both_ways():
         ({"level": "day"}, "level='day' is not known"),
         ({"level": "visit", "causal": False}, "read later visits"),
         ({"pooling": "sum"}, "pooling='sum' is not known"),
-        ({"position": "rotary"}, "position='rotary' is not known"),
+        ({"position": "rotated"}, "position='rotated' is not known: use one of rotary, learned, sinusoidal"),
+        ({"num_heads": 1}, "num_heads=1 must divide width=8 and be a multiple of 2"),
+        ({"hidden_dim": 6}, "3 numbers a head"),
     ],
 )
 def test_options_that_do_not_exist_or_leak_are_refused(options, message):
@@ -205,12 +230,51 @@ def test_options_that_do_not_exist_or_leak_are_refused(options, message):
         make(make_token_batch([2]), **options)
 
 
-def test_sinusoidal_positions_have_no_table_and_order_matters():
+@pytest.mark.parametrize("position", ["rotary", "sinusoidal"])
+def test_positions_without_a_table_and_order_matters(position):
     batch = make_token_batch([3], max_codes=3)
-    model, params = make(batch, position="sinusoidal")
+    model, params = make(batch, position=position)
     assert "position_embedding" not in params
     shifted = batch._replace(positions=batch.positions[:, ::-1])
     assert not np.allclose(run(model, params, batch).tokens, run(model, params, shifted).tokens)
+    # Rotary positions say where tokens stand to each other, not where they stand.
+    moved = run(model, params, batch._replace(positions=batch.positions + 5)).tokens
+    assert np.allclose(moved, run(model, params, batch).tokens, atol=1e-5) == (position == "rotary")
+
+
+def test_visit_segments_of_a_row_written_by_hand():
+    # [CLS] a b [SEP] [SEP] (an empty visit), [CLS] c [SEP], and two of padding; a fourth visit slot is padding.
+    segment_ids = np.array([[1, 1, 1, 1, 1, 2, 2, 2, 0, 0]], np.int32)
+    batch = TokenBatch(
+        tokens=np.array([[3, 9, 8, 4, 4, 3, 7, 4, 0, 0]]),
+        ages=np.where(segment_ids, 40, 0),
+        visit_ids=np.array([[0, 1, 1, 0, 0, 0, 1, 0, 0, 0]]),
+        positions=np.array([[0, 1, 2, 3, 4, 0, 1, 2, 0, 0]]),
+        segment_ids=segment_ids,
+        code_visits=np.array([[-1, 0, 0, -1, -1, -1, 2, -1, -1, -1]], np.int32),
+        visit_ends=np.array([[3, 4, 7, 0]]),
+        visit_mask=np.array([[True, True, True, False]]),
+        visit_segments=np.array([[1, 1, 2, 0]]),
+        visit_ages=np.zeros((1, 4), np.float32),
+        visit_gap_days=np.zeros((1, 4), np.float32),
+        labels=np.zeros((1, 2, 1)),
+        label_mask=np.ones((1, 2, 1), bool),
+        example_mask=np.ones(1, bool),
+        example_ids=np.array([[0, 1]]),
+    )
+    assert visit_segments(batch).tolist() == [[5, 0, 0, 0, 1, 6, 2, 2, 4, 4]]
+    hidden = keep_only(batch, visits=np.array([[False, True, True, True]]))
+    assert visit_segments(hidden).tolist() == [[5, 4, 4, 4, 1, 6, 2, 2, 4, 4]]
+    nothing = keep_only(batch, visits=np.zeros((1, 4), bool))
+    assert visit_segments(nothing).tolist() == [[5, 4, 4, 4, 4, 6, 4, 4, 4, 4]]
+
+
+def test_visit_heads_have_no_parameters_and_change_what_is_read():
+    batch = make_token_batch([3, 2], max_codes=3)
+    model, params = make(batch)
+    without, same = make(batch, visit_heads=False)
+    chex.assert_trees_all_equal_shapes(params, same)
+    assert not np.allclose(run(model, params, batch).tokens, run(without, params, batch).tokens, atol=1e-3)
 
 
 def test_ages_and_visits_beyond_the_tables_take_the_last_row():

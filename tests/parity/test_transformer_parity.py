@@ -1,4 +1,4 @@
-"""Same weights, same numbers as torch's `nn.TransformerEncoder` on padded rows, with gradients."""
+"""Same weights, same numbers as torch's `nn.TransformerEncoder` on padded and packed rows, with gradients."""
 
 import jax
 import numpy as np
@@ -14,6 +14,8 @@ from experiments.benchmarks.torch_behrt import TorchBehrt, to_packed, to_padded 
 
 LENGTHS = np.array([9, 4, 1, 7])
 MASK = np.arange(9) < LENGTHS[:, None]
+PADDED = MASK.astype(np.int32)
+VISITS = PADDED * (1 + np.arange(9, dtype=np.int32) // 3)
 
 
 def make_torch(width=16, num_layers=3):
@@ -34,19 +36,22 @@ def make_torch(width=16, num_layers=3):
     return module
 
 
+@pytest.mark.parametrize("segments", [(PADDED,), (VISITS, PADDED)], ids=["one", "groups"])
 @pytest.mark.parametrize("causal", [False, True])
-def test_encoder_and_its_gradients(causal):
+def test_encoder_and_its_gradients(causal, segments):
+    """Groups of heads are torch's mask by head."""
     module = make_torch()
     inputs = torch.randn(4, 9, 16, requires_grad=True)
-    future = torch.triu(torch.ones(9, 9, dtype=torch.bool), 1) if causal else None
-    outputs = module(inputs, mask=future, src_key_padding_mask=torch.from_numpy(~MASK))
+    sees = np.stack([ids[:, :, None] == ids[:, None] for ids in np.repeat(segments, 4 // len(segments), axis=0)], 1)
+    sees = np.tril(sees) if causal else sees
+    outputs = module(inputs, mask=torch.from_numpy(~sees.reshape(16, 9, 9)))
     (outputs[torch.from_numpy(MASK)] ** 3).sum().backward()
     ours = Encoder(num_layers=3, num_heads=4, ffn_dim=24)
 
     @jax.jit
     def run(params, inputs):
         def loss(params, inputs):
-            outputs = ours.apply({"params": params}, inputs, MASK.astype(np.int32), causal=causal)
+            outputs = ours.apply({"params": params}, inputs, segments, causal=causal)
             return (outputs**3 * MASK[..., None]).sum(), outputs
 
         gradients, outputs = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, inputs)
@@ -63,7 +68,7 @@ def test_the_models_of_the_benchmark_are_the_same_model():
     torch.manual_seed(1)
     sizes = {"embed_dim": 8, "hidden_dim": 16, "num_layers": 2, "num_heads": 2, "max_tokens": 30}
     theirs = TorchBehrt(1000, **sizes).eval()
-    ours = Behrt(1000, **sizes, causal=False)
+    ours = Behrt(1000, **sizes, causal=False, position="learned", visit_heads=False)
     sequences = make_sequences(lognormal_lengths(12, 30))
     padded, packed = one_a_row(sequences, 30, 4, 1)[0], packed_batches(sequences, 30, 2, 1)[0]
     assert packed.segment_ids.max() > 1 and (packed.segment_ids > 0).mean() > (padded.segment_ids > 0).mean()
