@@ -1,0 +1,176 @@
+"""Scores of a pre-trained model on windows of packed rows: each hidden code and each visit once, at its own place."""
+
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ehrjax.data.token_batching import TokenBatches
+from ehrjax.data.windows import cut_windows
+from ehrjax.evaluate.next_visit_baselines import next_visit_targets
+from ehrjax.models.pretraining import Pretraining
+from experiments.pretrain import Records
+from experiments.pretrain_eval import (
+    _owners,
+    code_numbers,
+    embed_patients,
+    score_masked,
+    score_next_visits,
+    visit_numbers,
+)
+from tests.encoders import make_encoder
+from tests.sequences import VOCAB_SIZE, make_sequences, random_params
+
+LENGTHS = [14, 1, 6, 2, 9, 3]  # the longest records take several windows of 16 tokens
+
+
+def make_records(lengths=LENGTHS, max_tokens=16, seed=0):
+    sequences = make_sequences(lengths, num_labels=0, seed=seed)
+    hidden = np.random.default_rng(seed).random(len(sequences.codes)) < 0.4
+    return Records(sequences, hidden, cut_windows(sequences, max_tokens=max_tokens))
+
+
+def make_batches(records, max_tokens=16):
+    windows = records.windows
+    return TokenBatches(
+        windows.sequences,
+        row_tokens=max_tokens,
+        batch_size=3,
+        is_fresh=windows.is_fresh,
+        vocab_size=VOCAB_SIZE,
+        eval_mask=windows.fresh_codes(records.hidden),
+    )
+
+
+@pytest.fixture(scope="module")
+def trained():
+    records = make_records()
+    batches = make_batches(records)
+    encoder = make_encoder("behrt", pooling="mean", max_tokens=16)
+    model = Pretraining(encoder, VOCAB_SIZE, heads=("mlm", "next_visit"))
+    params = random_params(model, next(batches.eval_batches()))["params"]
+    return SimpleNamespace(
+        model=model, fitted=SimpleNamespace(params=params), loaders={"test": batches}, records={"test": records}
+    )
+
+
+def places(batch, sequences):
+    """(row, column) -> number of the code that a naive walk along the rows finds there; and the same of visits."""
+    codes, visits = {}, {}
+    for row, examples in enumerate(batch.example_ids):
+        column, slot = 0, 0
+        for example in examples[examples >= 0]:
+            column += 1  # [CLS]
+            for visit in range(sequences.example_offsets[example], sequences.example_offsets[example + 1]):
+                visits[row, slot] = visit
+                for code in range(sequences.visit_offsets[visit], sequences.visit_offsets[visit + 1]):
+                    codes[row, column] = code
+                    column += 1
+                column, slot = column + 1, slot + 1  # [SEP]
+    return codes, visits
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=8), st.integers(7, 40))
+@settings(max_examples=40, deadline=None)
+def test_numbers_of_codes_and_visits_equal_a_walk_along_the_rows(lengths, max_tokens):
+    records = make_records(lengths, max_tokens, seed=len(lengths))
+    sequences, seen = records.windows.sequences, []
+    for batch in make_batches(records, max_tokens).eval_batches():
+        codes, visits = places(batch, sequences)
+        found = code_numbers(batch, sequences)
+        is_code = batch.code_visits >= 0
+        assert sorted(codes) == sorted(zip(*np.nonzero(is_code), strict=True))
+        assert {place: found[place] for place in codes} == codes
+        np.testing.assert_array_equal(sequences.codes[found[is_code]], batch.tokens[is_code])
+        numbers = visit_numbers(batch, sequences)
+        assert {place: numbers[place] for place in visits} == visits
+        assert (numbers[~batch.visit_mask] == -1).all()
+        seen += list(codes.values())
+    assert sorted(seen) == list(range(len(sequences.codes)))
+
+
+def test_each_hidden_code_is_scored_once_at_its_own_place(trained):
+    records, batches = trained.records["test"], trained.loaders["test"]
+    windows = records.windows
+    assert len(windows.code_index) > len(records.sequences.codes), "no code is in two windows"
+    ranks, log_probabilities = score_masked(trained, "test")
+    assert len(ranks) == len(log_probabilities) == len(_owners(records)) == records.hidden.sum()
+    expected = {}
+    for batch in batches.eval_batches():
+        logits = trained.model.apply({"params": trained.fitted.params}, batch, method="masked_logits")
+        codes, _ = places(batch, windows.sequences)
+        for row, slot in zip(*np.nonzero(batch.masked.mask), strict=True):
+            column = batch.masked.positions[row, slot]
+            scores = np.asarray(logits[row, slot], np.float64)[5:]
+            target = batch.tokens[row, column] - 5
+            number = windows.code_index[codes[row, column]]
+            assert number not in expected, "scored twice"
+            probability = np.exp(scores[target]) / np.exp(scores).sum()
+            expected[number] = (scores > scores[target]).sum(), np.log(probability)
+    assert sorted(expected) == np.flatnonzero(records.hidden).tolist()
+    for number, rank, log_probability in zip(np.flatnonzero(records.hidden), ranks, log_probabilities, strict=True):
+        assert rank == expected[number][0]
+        assert log_probability == pytest.approx(expected[number][1], abs=1e-4)
+
+
+def test_owners_are_the_patients_of_the_hidden_codes():
+    records = make_records()
+    sequences = records.sequences
+    naive = [
+        example
+        for example in range(len(LENGTHS))
+        for visit in range(sequences.example_offsets[example], sequences.example_offsets[example + 1])
+        for code in range(sequences.visit_offsets[visit], sequences.visit_offsets[visit + 1])
+        if records.hidden[code]
+    ]
+    assert _owners(records).tolist() == naive
+
+
+def test_each_next_visit_is_scored_once(trained):
+    records = trained.records["test"]
+    targets = next_visit_targets(records.sequences, VOCAB_SIZE)
+    frequency = np.linspace(0.01, 0.2, VOCAB_SIZE).astype(np.float32)
+    pairs = list(score_next_visits(trained, "test", targets, frequency))
+    visits = np.concatenate([visits for visits, _ in pairs])
+    scores = np.concatenate([scores for _, scores in pairs])
+    assert len(visits) == len(np.unique(visits)) == len(scores)
+    assert np.isin(targets.visits, visits).all()
+    assert np.isin(records.sequences.example_offsets[:-1], visits).sum() == 0, "a first visit has no past"
+    assert ((scores >= 0) & (scores <= 1)).all() and np.isfinite(scores).all()
+
+
+def test_a_visit_that_fills_its_window_takes_the_base_rates(trained):
+    sequences = make_sequences([2], num_labels=0, max_codes=3)._replace(
+        codes=np.full(28, 7, np.int32), visit_offsets=np.array([0, 14, 28])
+    )
+    records = Records(sequences, np.zeros(28, bool), cut_windows(sequences, max_tokens=16))
+    assert len(records.windows.example_index) == 2
+    alone = SimpleNamespace(
+        model=trained.model, fitted=trained.fitted, loaders={"test": make_batches(records)}, records={"test": records}
+    )
+    frequency = np.linspace(0.01, 0.2, VOCAB_SIZE).astype(np.float32)
+    ((visits, scores),) = (
+        pair
+        for pair in score_next_visits(alone, "test", next_visit_targets(sequences, VOCAB_SIZE), frequency)
+        if len(pair[0])
+    )
+    assert visits.tolist() == [1]
+    np.testing.assert_array_equal(scores[0], frequency)
+
+
+def test_a_patient_is_the_mean_of_its_windows(trained):
+    records = trained.records["test"]
+    vectors = embed_patients(trained, "test")
+    sums, counts = np.zeros_like(vectors), np.zeros(len(vectors))
+    for batch in trained.loaders["test"].eval_batches():
+        params = {"params": trained.fitted.params["encoder"]}
+        pooled = jax.device_get(trained.model.encoder.apply(params, batch).pooled)
+        for row, slot in zip(*np.nonzero(batch.example_ids >= 0), strict=True):
+            patient = records.windows.example_index[batch.example_ids[row, slot]]
+            sums[patient] += pooled[row, slot]
+            counts[patient] += 1
+    assert counts.max() > 1 and counts.min() > 0
+    np.testing.assert_allclose(vectors, sums / counts[:, None], rtol=1e-4, atol=1e-5)
