@@ -20,6 +20,6 @@ def get_config(arg: str = "") -> ConfigDict:
         config.model.hidden_dim = 512
         config.model.num_heads = 8
         config.pretrain.num_steps = 20_000
-        config.pretrain.batch_size = 16
+        config.pretrain.batch_size = 8
         config.pretrain.learning_rate = 1e-3
     return config

@@ -28,13 +28,14 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.pooling = "last"  # last ([SEP] of the last visit), cls, mean, max
     config.model.causal = True  # fine-tuning reads labels at every visit of a causal pass
 
-    config.pretrain.num_steps = 1500
+    config.pretrain.num_steps = 1600
     config.pretrain.objectives.mlm = 1.0
     config.pretrain.objectives.next_visit = 1.0
-    config.pretrain.learning_rate = 2e-3
-    config.pretrain.batch_size = 32
+    config.pretrain.learning_rate = 3e-3
+    config.pretrain.batch_size = 8  # small: at the start, steps count for more than codes
 
     config.optimizer.learning_rate = 5e-4
+    config.optimizer.warmup_steps = 100
     config.train.num_steps = 400
     config.train.batch_size = 16  # packed rows of data.max_tokens
 

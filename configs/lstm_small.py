@@ -49,6 +49,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.pretrain.objectives.contrastive = 0.0  # two views of a patient
     config.pretrain.objectives.skip_gram = 0.0  # codes of neighbouring visits; med2vec only
     config.pretrain.mask_rate = 0.15
+    config.pretrain.predict_values = False  # True: a value bin is part of what is predicted, not only of what is read
     config.pretrain.learning_rate = 1e-3
     config.pretrain.batch_size = 16  # packed rows of data.max_tokens
     config.pretrain.seed = 0

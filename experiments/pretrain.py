@@ -38,7 +38,10 @@ MAX_VAL_TOKENS = 200_000
 
 
 class Records(NamedTuple):
-    """The whole records of a split's patients, the codes hidden when models are judged, and windows of them."""
+    """The whole records of a split's patients, the codes hidden when models are judged, and windows of them.
+
+    In `sequences` codes stand as they are predicted: without their value bins, unless `pretrain.predict_values`.
+    """
 
     sequences: VisitSequences
     hidden: np.ndarray  # bool [num_codes]
@@ -73,8 +76,9 @@ def pretrain(data: Data, config: ConfigDict, workdir: Path, *, meta: dict, comma
     if "skip_gram" in weights:
         encoder = encoder.clone(with_context=True)
     heads = tuple(name for name in weights if name in HEADS)
-    model = Pretraining(encoder=encoder, vocab_size=len(data.vocab), heads=heads)
-    counts = np.bincount(records["train"].sequences.codes, minlength=len(data.vocab))
+    code_tokens = None if config.pretrain.predict_values else tuple(data.vocab.code_tokens.tolist())
+    model = Pretraining(encoder=encoder, vocab_size=len(data.vocab), code_tokens=code_tokens, heads=heads)
+    counts = np.bincount(records["train"].windows.sequences.codes, minlength=len(data.vocab))
     counts[: len(SPECIAL_TOKENS)] = 0
     objective = combine({name: (_make_objective(name, model, counts), weight) for name, weight in weights.items()})
     init_key, base_key = jax.random.split(jax.random.key(config.pretrain.seed))
@@ -108,7 +112,10 @@ def _read_records(split: str, data: Data, config: ConfigDict) -> Records:
     store = data.stores[-1] if split == "test" else data.stores[0]
     sequences = build_patient_sequences(store, data.vocab, data.splits[split], max_codes=config.data.max_codes)
     hidden = draw_eval_mask(sequences, mask_rate=config.pretrain.mask_rate, seed=config.data.seed)
-    return Records(sequences, hidden, cut_windows(sequences, max_tokens=config.data.max_tokens))
+    windows = cut_windows(sequences, max_tokens=config.data.max_tokens)
+    if not config.pretrain.predict_values:
+        sequences = sequences._replace(codes=data.vocab.code_tokens[sequences.codes])
+    return Records(sequences, hidden, windows)
 
 
 def _make_loader(split: str, record: Records, data: Data, config: ConfigDict) -> TokenBatches:
@@ -126,6 +133,7 @@ def _make_loader(split: str, record: Records, data: Data, config: ConfigDict) ->
         seed=config.pretrain.seed,
         is_fresh=windows.is_fresh,
         vocab_size=len(data.vocab),
+        code_tokens=None if config.pretrain.predict_values else data.vocab.code_tokens,
         **masks,
     )
 

@@ -20,6 +20,7 @@ from ehrjax.evaluate.next_visit_baselines import (
 )
 from ehrjax.metrics.masked_codes import evaluate_masked_codes
 from ehrjax.metrics.next_visit import best_f1_threshold, evaluate_next_visit
+from ehrjax.models.pretraining import FIRST_CODE, Pretraining
 from ehrjax.objectives.next_visit import next_visit_scores
 from ehrjax.types import TokenBatch, VisitSequences
 from experiments.prepare import Data
@@ -87,9 +88,7 @@ def score_masked(trained: Pretrained, split: str) -> tuple[np.ndarray, np.ndarra
     ranks = np.full(len(record.hidden), -1, np.int64)
     log_probabilities = np.full(len(record.hidden), np.nan)
     is_fresh = windows.fresh_codes(record.hidden)
-    step = jax.jit(
-        lambda params, batch: _rank(trained.model.apply({"params": params}, batch, method="masked_logits"), batch)
-    )
+    step = jax.jit(lambda params, batch: _rank(trained.model, params, batch))
     for batch in trained.loaders[split].eval_batches():
         rank, log_probability = jax.device_get(step(trained.fitted.params, batch))
         numbers = np.take_along_axis(code_numbers(batch, windows.sequences), batch.masked.positions, axis=1)
@@ -99,10 +98,12 @@ def score_masked(trained: Pretrained, split: str) -> tuple[np.ndarray, np.ndarra
     return ranks[record.hidden], log_probabilities[record.hidden]
 
 
-def _rank(logits: jax.Array, batch: TokenBatch) -> tuple[jax.Array, jax.Array]:
+def _rank(model: Pretraining, params: Any, batch: TokenBatch) -> tuple[jax.Array, jax.Array]:
     """Codes above the true one (ties: those of lower id), and its log probability among the codes."""
-    logits = jnp.where(jnp.arange(logits.shape[-1])[None, None] < 5, -1e30, logits)
-    targets = jnp.take_along_axis(jnp.asarray(batch.tokens), batch.masked.positions, axis=1)[..., None]
+    logits = model.apply({"params": params}, batch, method="masked_logits")
+    logits = jnp.where(jnp.arange(logits.shape[-1])[None, None] < FIRST_CODE, -1e30, logits)
+    targets = jnp.take_along_axis(jnp.asarray(batch.tokens), batch.masked.positions, axis=1)
+    targets = model.predicted_as(targets)[..., None]
     own = jnp.take_along_axis(logits, targets, axis=-1)
     is_lower = jnp.arange(logits.shape[-1])[None, None] < targets
     rank = ((logits > own) | ((logits == own) & is_lower)).sum(axis=-1)

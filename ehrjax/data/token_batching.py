@@ -42,6 +42,14 @@ class _Tokens(NamedTuple):
     targets: np.ndarray | None  # codes to predict from the visits before
 
 
+class _Flags(NamedTuple):
+    """What `next_visits` and `masked` are made of; None where not asked for."""
+
+    is_fresh: np.ndarray | None
+    eval_mask: np.ndarray | None
+    code_tokens: np.ndarray | None
+
+
 class _Visits(NamedTuple):
     """The same of their visits."""
 
@@ -65,6 +73,7 @@ class TokenBatches:
     Labels belong to sequences (`level` "patient", [B S K]) or to visits ("visit", [B V K]). Options:
     `is_fresh` (a visit each): adds `next_visits`. Targets are the fresh visits with one before them in their sequence,
     and of their codes the first occurrences of ids >= 5.
+    `code_tokens`: what each token is predicted as (`Vocabulary.code_tokens`); two value bins are then one code.
     `mask_rate`, `vocab_size`: adds `masked`, drawn afresh from (seed, step) by `draw_masked`; in `eval_batches` from
     (seed, number of the batch).
     `eval_mask` (a code each): adds `masked`, always these codes, each shown as [MASK].
@@ -84,6 +93,7 @@ class TokenBatches:
         is_fresh: Bool[np.ndarray, "num_visits"] | None = None,
         mask_rate: float = 0.0,
         vocab_size: int | None = None,
+        code_tokens: Int[np.ndarray, "G"] | None = None,
         eval_mask: Bool[np.ndarray, "num_codes"] | None = None,
         num_buckets: int = 1,
     ):
@@ -96,7 +106,8 @@ class TokenBatches:
         self._rows = rows = _pack(num_tokens, row_tokens, num_buckets)
         self._token_offsets = _row_offsets(rows, num_tokens)
         self._visit_offsets = _row_offsets(rows, np.diff(sequences.example_offsets))
-        self._tokens, self._visits = _lay_out(sequences, rows, row_tokens, is_fresh, eval_mask)
+        flags = _Flags(is_fresh, eval_mask, code_tokens)
+        self._tokens, self._visits = _lay_out(sequences, rows, row_tokens, flags)
         buckets = np.unique(rows.bucket)
         self.shapes = [self._bucket_shape(bucket, row_tokens, batch_size) for bucket in buckets]
         self._shape_of_row = np.searchsorted(buckets, rows.bucket)
@@ -218,7 +229,7 @@ def _row_offsets(rows: _Rows, sizes: Int[np.ndarray, "E"]) -> Int[np.ndarray, "r
     return np.append(0, np.cumsum(sizes[rows.members]))[rows.offsets]
 
 
-def _lay_out(sequences: VisitSequences, rows: _Rows, row_tokens: int, is_fresh, eval_mask) -> tuple[_Tokens, _Visits]:
+def _lay_out(sequences: VisitSequences, rows: _Rows, row_tokens: int, flags: _Flags) -> tuple[_Tokens, _Visits]:
     """All rows as flat arrays, of types just wide enough: about 15 bytes a token and 9 a visit."""
     small = np.int16 if row_tokens <= np.iinfo(np.int16).max else np.int32
     num_tokens = count_tokens(sequences)[rows.members]
@@ -229,7 +240,7 @@ def _lay_out(sequences: VisitSequences, rows: _Rows, row_tokens: int, is_fresh, 
     parts = []
     for at in np.split(np.arange(len(piece)), np.flatnonzero(np.diff(piece)) + 1):
         placed = _Placed(rows.members[at], num_tokens[at], segments[at], columns[at], visit_columns[at])
-        parts.append(_lay_out_placed(sequences, placed, small, is_fresh, eval_mask))
+        parts.append(_lay_out_placed(sequences, placed, small, flags))
     tokens, visits = zip(*parts, strict=True)
     return _Tokens(*_joined(tokens)), _Visits(*_joined(visits))
 
@@ -244,7 +255,7 @@ class _Placed(NamedTuple):
     visit_columns: np.ndarray  # of the first visit
 
 
-def _lay_out_placed(sequences: VisitSequences, placed: _Placed, small, is_fresh, eval_mask) -> tuple[_Tokens, _Visits]:
+def _lay_out_placed(sequences: VisitSequences, placed: _Placed, small, flags: _Flags) -> tuple[_Tokens, _Visits]:
     first_visit = sequences.example_offsets[placed.members]
     visits, owner = expand(first_visit, sequences.example_offsets[placed.members + 1] - first_visit)
     taken, visit = expand(sequences.visit_offsets[visits], np.diff(sequences.visit_offsets)[visits])
@@ -256,7 +267,9 @@ def _lay_out_placed(sequences: VisitSequences, placed: _Placed, small, is_fresh,
     before = owner + 1 + np.arange(len(visits))
     code_at = np.arange(len(codes)) + before[visit]
     sep_at = np.cumsum(np.bincount(visit, minlength=len(visits))) + before
-    is_target = None if is_fresh is None else is_fresh[visits] & (number > 0)
+    is_target = None if flags.is_fresh is None else flags.is_fresh[visits] & (number > 0)
+    chosen = None if flags.eval_mask is None else flags.eval_mask[taken] & (codes >= FIRST_CODE)
+    predicted = codes if flags.code_tokens is None else flags.code_tokens[codes]
 
     def on_codes(values, dtype, otherwise=0):
         column = np.full(len(positions), otherwise, dtype)
@@ -273,8 +286,8 @@ def _lay_out_placed(sequences: VisitSequences, placed: _Placed, small, is_fresh,
         positions=positions.astype(small),
         segment_ids=placed.segments[token_owner].astype(small),
         code_visits=on_codes((placed.visit_columns[owner] + number)[visit], small, -1),
-        chosen=None if eval_mask is None else on_codes(eval_mask[taken] & (codes >= FIRST_CODE), bool),
-        targets=None if is_target is None else on_codes(is_target[visit] & _is_first(visit, codes), bool),
+        chosen=None if chosen is None else on_codes(chosen, bool),
+        targets=None if is_target is None else on_codes(is_target[visit] & _is_first(visit, predicted), bool),
     )
     ends = (placed.columns - starts)[owner] + sep_at
     return flat, _Visits(visits, ends.astype(small), placed.segments[owner].astype(small), is_target)

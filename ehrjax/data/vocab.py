@@ -72,6 +72,19 @@ class Vocabulary:
         """SHA-256 of tokens and edges (hex): two vocabularies with one hash encode alike."""
         return hashlib.sha256(json.dumps([self.tokens, self.edges], sort_keys=True).encode()).hexdigest()
 
+    @cached_property
+    def code_tokens(self) -> np.ndarray:
+        """Token of each token's code without its value bin (int32 [G]); of a code with bins only, its first bin.
+
+        >>> Vocabulary((*SPECIAL_TOKENS, "A//Q1", "A//Q2", "B//Q1", "B"), {"A": (1.0,), "B": (1.0,)}).code_tokens[5:]
+        array([5, 5, 8, 8], dtype=int32)
+        """
+        tokens = np.arange(len(self), dtype=np.int32)
+        for code, inner in self.edges.items():
+            bins = [self.index[name] for name in _bin_names(code, inner) if name in self.index]
+            tokens[bins] = self.index.get(code, min(bins))
+        return tokens
+
     def token_id(self, name: str) -> int:
         """Id of a code or of its nearest ancestor that has a token; `[UNK]` where none has.
 

@@ -7,6 +7,7 @@ The encoder is any model of token batches (`Outputs` from `encoder(batch, train=
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ehrjax.nn.heads import MaskedCodeHead, NextVisitHead, ProjectionHead
@@ -21,12 +22,14 @@ HEADS = ("mlm", "next_visit", "pooled_next_visit", "contrastive")
 class Pretraining(nn.Module):
     """Encoder and heads; call the methods by `model.apply(variables, batch, train, method="masked_logits")`.
 
-    `heads` names the objectives whose heads exist; both kinds of next-visit prediction share one. With
-    `tie_embeddings` the masked codes are decoded by the encoder's own code embeddings.
+    `code_tokens` [G] names the token that each token is predicted as, such as a code for all of its value bins: then
+    values are read and codes predicted. `heads` names the objectives whose heads exist; both kinds of next-visit
+    prediction share one. With `tie_embeddings` the masked codes are decoded by the encoder's own code embeddings.
     """
 
     encoder: nn.Module
     vocab_size: int
+    code_tokens: tuple[int, ...] | None = None
     heads: tuple[str, ...] = ("mlm", "next_visit")
     tie_embeddings: bool = True
     projection_dim: int = 128
@@ -60,16 +63,16 @@ class Pretraining(nn.Module):
         self._check_token_states()
         masked = _require(batch.masked, "masked", "mask_rate")
         outputs = self.encoder(show_masked(batch, masked), train=train, causal=False)
-        return self._decode_masked(outputs.tokens, masked.positions)
+        return self._only_predicted(self._decode_masked(outputs.tokens, masked.positions))
 
     def next_visit_logits(self, batch: TokenBatch, train: bool = False) -> Float[Array, "B V G"]:
         """Logits of the codes of visit v + 1 in column v, from the visits up to v, in one causal pass."""
-        return self.next_visit_head(self.encoder(batch, train=train, causal=True).hidden)
+        return self._only_predicted(self.next_visit_head(self.encoder(batch, train=train, causal=True).hidden))
 
     def pooled_next_visit_logits(self, batch: TokenBatch, train: bool = False) -> Float[Array, "B S G"]:
         """Logits of the codes of each sequence's last visit, from the pooled visits before it."""
         history = keep_only(batch, visits=~is_last_visit(batch))
-        return self.next_visit_head(self.encoder(history, train=train).pooled)
+        return self._only_predicted(self.next_visit_head(self.encoder(history, train=train).pooled))
 
     def project(self, batch: TokenBatch, train: bool = False) -> Float[Array, "B S P"]:
         """A vector of each sequence for contrast, from the mean over its codes (models of visits: their pooled)."""
@@ -77,6 +80,18 @@ class Pretraining(nn.Module):
             return self.projection(self.encoder(batch, train=train).pooled)
         outputs = self.encoder(batch, train=train, causal=False)
         return self.projection(pool_sequences("mean", outputs.tokens, outputs.hidden, batch))
+
+    def predicted_as(self, tokens: Int[Array, "*shape"]) -> Int[Array, "*shape"]:
+        """What these tokens are predicted as."""
+        tokens = jnp.asarray(tokens)
+        return tokens if self.code_tokens is None else jnp.asarray(self.code_tokens, tokens.dtype)[tokens]
+
+    def _only_predicted(self, logits: Float[Array, "*shape G"]) -> Float[Array, "*shape G"]:
+        """Logits so low that softmax and sigmoid give 0 for tokens that are predicted as another."""
+        if self.code_tokens is None:
+            return logits
+        is_predicted = np.asarray(self.code_tokens) == np.arange(self.vocab_size)
+        return jnp.where(is_predicted.reshape((1,) * (logits.ndim - 1) + (-1,)), logits, -1e30)
 
     def _decode_masked(self, tokens, positions):
         states = jnp.take_along_axis(tokens, positions[..., None], axis=1)

@@ -21,7 +21,7 @@ def make_mlm_objective(model: Pretraining) -> Callable[..., LossOutput]:
         rngs = {"dropout": key} if train else None
         logits = model.apply({"params": params}, batch, train, method="masked_logits", rngs=rngs)
         targets = jnp.take_along_axis(jnp.asarray(batch.tokens), batch.masked.positions, axis=1)
-        return masked_lm_loss(logits, targets, batch.masked.mask)
+        return masked_lm_loss(logits, model.predicted_as(targets), batch.masked.mask)
 
     return objective
 

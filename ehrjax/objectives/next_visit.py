@@ -32,7 +32,9 @@ def make_next_visit_objective(model: Pretraining) -> Callable[..., LossOutput]:
         follows = jnp.pad(segments[:, 1:] == segments[:, :-1], ((0, 0), (1, 0)))
         is_predicted = coming.visits & follows
         speaks = jnp.pad(is_predicted[:, 1:], ((0, 0), (0, 1)))
-        return code_set_loss(logits, speaks, batch.tokens, batch.code_visits - 1, _targets(batch, is_predicted))
+        return code_set_loss(
+            logits, speaks, model.predicted_as(batch.tokens), batch.code_visits - 1, _targets(batch, is_predicted)
+        )
 
     return objective
 
@@ -49,7 +51,9 @@ def make_pooled_next_visit_objective(model: Pretraining) -> Callable[..., LossOu
         _, last, count = sequence_bounds(batch.visit_segments, batch.example_ids.shape[1])
         speaks = jnp.take_along_axis(jnp.asarray(coming.visits), last, axis=1) & (count > 1)
         is_predicted = coming.visits & is_last_visit(batch) & to_parts(count > 1, batch.visit_segments)
-        output = code_set_loss(logits, speaks, batch.tokens, batch.segment_ids - 1, _targets(batch, is_predicted))
+        output = code_set_loss(
+            logits, speaks, model.predicted_as(batch.tokens), batch.segment_ids - 1, _targets(batch, is_predicted)
+        )
         return output._replace(metrics={f"pooled_{name}": value for name, value in output.metrics.items()})
 
     return objective

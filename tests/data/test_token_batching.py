@@ -398,3 +398,18 @@ def test_padded_batch_holds_the_same(level):
     for mask in ("visit_mask", "label_mask", "example_mask"):
         assert getattr(padded, mask).sum() == getattr(batch, mask).sum()
     assert padded.masked.mask.sum() == batch.masked.mask.sum() and batch.tokens.max() < VOCAB_SIZE
+
+
+def test_two_value_bins_of_one_code_are_one_target():
+    sequences = make_sequences([2])._replace(
+        codes=np.array([5, 6, 7, 6], np.int32), visit_offsets=np.array([0, 0, 4]), example_offsets=np.array([0, 2])
+    )
+    code_tokens = np.arange(VOCAB_SIZE)
+    code_tokens[6] = 5
+    options = {"row_tokens": 10, "batch_size": 1, "is_fresh": np.ones(2, bool)}
+    apart, joined = (
+        next(TokenBatches(sequences, code_tokens=tokens, **options).eval_batches()) for tokens in (None, code_tokens)
+    )
+    assert apart.tokens[0, apart.next_visits.codes[0]].tolist() == [5, 6, 7]
+    assert joined.tokens[0, joined.next_visits.codes[0]].tolist() == [5, 7]
+    np.testing.assert_array_equal(apart.tokens, joined.tokens)

@@ -210,3 +210,14 @@ def test_heads_compute_in_the_type_of_the_states_and_return_float32():
         result = head.apply(params, states)
         assert result.dtype == jnp.float32 and result.shape == (2, 7)
         np.testing.assert_allclose(result, head.apply(params, states.astype(jnp.float32)), rtol=0.1, atol=0.1)
+
+
+def test_value_bins_are_read_and_their_code_is_predicted():
+    code_tokens = np.arange(VOCAB_SIZE)
+    code_tokens[6] = 5  # two bins of one code
+    model, params = make(code_tokens=tuple(code_tokens.tolist()))
+    for method in ("masked_logits", "next_visit_logits", "pooled_next_visit_logits"):
+        logits = np.asarray(apply(model, params, BATCH, method))
+        assert (logits[..., 6] < -1e29).all(), "a bin is never predicted"
+        assert (np.abs(np.delete(logits, 6, axis=-1)) < 1e3).all()
+    assert model.predicted_as(np.array([[5, 6, 7]])).tolist() == [[5, 5, 7]]
