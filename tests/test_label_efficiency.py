@@ -22,26 +22,41 @@ def _run(out: Path, *extra: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
 
 
-def test_a_killed_study_trains_again_only_what_it_lost_and_gets_the_same(tmp_path):
-    first = _run(tmp_path, "--fractions=1.0")
-    assert first.returncode == 0, first.stdout + first.stderr
-    runs = (tmp_path / "runs.jsonl").read_text()
-    lines = runs.splitlines(keepends=True)
-    assert [json.loads(line)["system"] for line in lines] == list(SYSTEMS)
-    assert len({json.loads(line)["num_labels"] for line in lines}) == 1, "the systems have the same labels"
+def test_a_study_trains_all_systems_on_the_same_labels(tmp_path):
+    done = _run(tmp_path, "--fractions=1.0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = study.read_runs(tmp_path / "runs.jsonl")
+    assert [run["system"] for run in runs] == list(SYSTEMS)
+    assert len({run["num_labels"] for run in runs}) == 1
     assert (tmp_path / "label_efficiency.png").read_bytes()[:4] == b"\x89PNG"
     row = json.loads((tmp_path / "results.json").read_text())["rows"][0]
-    assert row["lstm"]["mean"] == pytest.approx(json.loads(lines[-1])["auroc"])
+    assert row["lstm"]["mean"] == pytest.approx(runs[-1]["auroc"])
     assert not list((tmp_path / "runs").iterdir()), "checkpoints of finished trainings are left"
 
+
+def test_a_killed_study_trains_again_only_what_it_lost(tmp_path, monkeypatch):
+    trained = []
+
+    def fake(_, system, fraction, seed):
+        trained.append((system, fraction, seed))
+        row = {"system": system, "fraction": fraction, "seed": seed}
+        return row | ({"skipped": "no positive"} if fraction < 0.1 else {"auroc": 0.5, "best_step": 2, "seconds": 1.0})
+
+    monkeypatch.setattr(study, "fine_tune", fake)
+    args = study.parse(["--debug", f"--out={tmp_path}", "--fractions=1.0,0.01"])
+    of = study.Study(args, {}, None, None, {})
+    first = study.run_study(of)
+    assert len(first) == len(trained) == 6
+    lines = (tmp_path / "runs.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "runs.jsonl").write_text("".join(lines[:-1]) + lines[-1][:20])
-    again = _run(tmp_path, "--fractions=1.0")
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert "3 of 3" in again.stdout
-    assert "2 of 3" not in again.stdout
-    last = (tmp_path / "runs.jsonl").read_text().splitlines(keepends=True)
-    assert last[:-1] == lines[:-1]
-    assert json.loads(last[-1])["auroc"] == json.loads(lines[-1])["auroc"]
+    trained.clear()
+    assert study.run_study(of) == first
+    assert trained == [("lstm", 0.01, 0)]
+    assert (tmp_path / "runs.jsonl").read_text().splitlines(keepends=True) == lines
+    trained.clear()
+    args.num_seeds = 2
+    study.run_study(of)
+    assert {seed for _, _, seed in trained} == {1}
 
 
 def test_other_options_in_the_same_folder_are_refused(tmp_path):

@@ -205,8 +205,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def claim(args: argparse.Namespace) -> None:
-    """Write the options, or refuse an --out of other options."""
+    """Write the options and what the recipes say, or refuse an --out of others."""
     new = json.loads(json.dumps({k: v for k, v in vars(args).items() if k not in MAY_GROW}, default=str))
+    new["recipes"] = {system: build.config_hash(config) for system, config in read_configs(args).items()}
     path = args.out / "options.json"
     old = json.loads(path.read_text()) if path.exists() else new
     if differing := [f"{key}: {old.get(key)!r} there, {new[key]!r} now" for key in new if old.get(key) != new[key]]:
