@@ -34,7 +34,7 @@ from experiments.prepare import Data
 
 PART = "pretrain"
 # Losses on val come from an even share of its rows: reading all would take as long as some hundred steps.
-MAX_VAL_TOKENS = 200_000
+MAX_VAL_TOKENS = 60_000
 
 
 class Records(NamedTuple):
