@@ -44,7 +44,7 @@ def _outputs(notebook):
 
 
 def test_there_are_notebooks():
-    assert {path.name for path in NOTEBOOKS} >= {"01_data.ipynb", "02_lstm.ipynb"}
+    assert {path.name for path in NOTEBOOKS} >= {"01_data.ipynb", "02_lstm.ipynb", "03_behrt.ipynb"}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
