@@ -12,8 +12,8 @@ def get_config(arg: str = "") -> ConfigDict:
     """The recipe; `arg` is empty or `debug`."""
     config = behrt_small.get_config(arg)
     config.name = "behrt_large"
-    config.model.num_layers = 6
     if arg != "debug":
+        config.model.num_layers = 6
         config.data.num_patients = 20_000
         config.data.max_tokens = 1024
         config.model.embed_dim = 256

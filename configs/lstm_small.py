@@ -87,6 +87,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.eval = ConfigDict()
     config.eval.num_resamples = 1000  # bootstrap over patients
     config.eval.baselines = ("prevalence", "logistic", "boosting")
+    config.eval.masked_steps = 4000  # at most, of the logistic baseline of masked codes
     config.eval.min_positives = 10  # in train, and 3 in val and in test; fewer and the task is not trained
 
     if arg == "debug":
@@ -97,6 +98,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.train.num_steps = 20
         config.train.eval_every = 10
         config.eval.num_resamples = 50
+        config.eval.masked_steps = 20
     elif arg:
         raise ValueError(f"unknown variant {arg!r} of {config.name}: use no variant or `debug`")
     return config

@@ -57,6 +57,8 @@ def check_config(config: ConfigDict) -> ConfigDict:
     if reference.data.source not in SOURCES:
         near = difflib.get_close_matches(str(reference.data.source), SOURCES, n=1) or [", ".join(SOURCES)]
         raise ValueError(f"data.source={reference.data.source!r} is not known: use {near[0]}.")
+    if not 0 < reference.train.label_fraction <= 1:
+        raise ValueError(f"train.label_fraction={reference.train.label_fraction} must be above 0 and at most 1.")
     if reference.train.num_seeds != 1:
         raise ValueError(f"train.num_seeds={reference.train.num_seeds}: this version trains one seed a run; use 1.")
     return reference

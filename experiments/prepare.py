@@ -185,8 +185,6 @@ def prepare_task(
 def labelled_subjects(train_subjects: np.ndarray, config: ConfigDict) -> np.ndarray:
     """The train patients whose labels are used: `train.label_fraction` of them, a smaller share within a larger one."""
     fraction = config.train.label_fraction
-    if not 0 < fraction <= 1:
-        raise ValueError(f"train.label_fraction={fraction} must be above 0 and at most 1.")
     order = np.random.default_rng([config.train.seed, len(train_subjects)]).permutation(len(train_subjects))
     return np.sort(train_subjects[order[: max(1, round(fraction * len(order)))]])
 

@@ -63,6 +63,7 @@ def _evaluate_masked(trained: Pretrained, data: Data, config: ConfigDict) -> dic
         _types(data),
         mask_rate=config.pretrain.mask_rate,
         seed=config.train.seed,
+        max_steps=config.eval.masked_steps,
     )
     for name, score in fitted.items():
         scored = score(sequences["test"], trained.records["test"].hidden)

@@ -1,11 +1,6 @@
 """The main job from the command line's side: recipes in their debug form, resuming, refusing bad settings."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +10,8 @@ from configs import lstm_large, lstm_medium, lstm_small
 from ehrjax.data.tasks import TASKS
 from ehrjax.train.checkpoint import restore_best_params
 from experiments import build, prepare, stages
+from tests.running import leaves_of, run_until_killed, start_run
 
-ROOT = Path(__file__).resolve().parents[1]
 RESULT_KEYS = {"model", "data", "tasks", "train"}
 DATA_KEYS = {
     *("num_patients", "num_events", "num_visits", "vocab_size", "rows_read", "rows_kept", "rows_quarantined"),
@@ -25,22 +20,11 @@ DATA_KEYS = {
 TASK_KEYS = {"kind", "num_train", "num_test", "prevalence", "test", "baselines", "oracle"}
 
 
-def _command(workdir: Path, *extra: str) -> list[str]:
-    return [
-        *(sys.executable, "-m", "experiments.run", "--config=configs/lstm_small.py:debug", f"--workdir={workdir}"),
-        *extra,
-    ]
-
-
-def _run(workdir: Path, *extra: str) -> subprocess.CompletedProcess:
-    return subprocess.run(_command(workdir, *extra), cwd=ROOT, capture_output=True, text=True, timeout=600)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     """The workdir of one undisturbed debug run, as a user would start it."""
     workdir = tmp_path_factory.mktemp("run") / "lstm"
-    done = _run(workdir)
+    done = start_run(workdir)
     assert done.returncode == 0, done.stdout + done.stderr
     return workdir
 
@@ -63,53 +47,33 @@ def test_results_keep_their_contract(finished):
 
 
 def test_the_same_command_again_says_that_the_run_is_complete(finished):
-    again = _run(finished)
+    again = start_run(finished)
     assert again.returncode == 0
     assert "complete" in again.stdout
     assert "auroc" in again.stdout
 
 
 def test_another_config_in_the_same_workdir_is_refused(finished):
-    other = _run(finished, "--config.train.num_steps=21")
+    other = start_run(finished, "--config.train.num_steps=21")
     assert other.returncode != 0
     assert "train.num_steps: 20 there, 21 now" in other.stderr
     assert "Traceback" not in other.stderr
 
 
-def _kill_at(workdir: Path, sign: Path, delay: float) -> None:
-    """Start the run, wait until `sign` exists, then SIGKILL it `delay` seconds later."""
-    with subprocess.Popen(
-        _command(workdir), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    ) as process:
-        deadline = time.monotonic() + 300
-        while not sign.exists() and process.poll() is None:
-            assert time.monotonic() < deadline, f"{sign} never came"
-            time.sleep(0.01)
-        time.sleep(delay)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-
-
 def test_killed_in_the_build_and_in_training_ends_bit_for_bit_alike(finished, tmp_path):
     workdir = tmp_path / "lstm"
-    _kill_at(workdir, workdir / "data", 0.5)
-    _kill_at(workdir, workdir / "checkpoints", 1.0)
-    last = _run(workdir)
+    run_until_killed(workdir, workdir / "data", 0.5)
+    run_until_killed(workdir, workdir / "checkpoints", 1.0)
+    last = start_run(workdir)
     assert last.returncode == 0, last.stdout + last.stderr
     task = next((finished / "checkpoints").iterdir()).name
     expected, got = (restore_best_params(folder / "checkpoints" / task) for folder in (finished, workdir))
-    expected_leaves, got_leaves = (_leaves(tree) for tree in (expected, got))
+    expected_leaves, got_leaves = (leaves_of(tree) for tree in (expected, got))
     assert expected_leaves.keys() == got_leaves.keys()
     for name, value in expected_leaves.items():
         np.testing.assert_array_equal(value, got_leaves[name], err_msg=name)
     figures = [json.loads((folder / "results.json").read_text())["tasks"] for folder in (finished, workdir)]
     assert figures[0] == figures[1]
-
-
-def _leaves(tree, prefix: str = "") -> dict[str, np.ndarray]:
-    if not isinstance(tree, dict):
-        return {prefix: np.asarray(tree)}
-    return {name: leaf for key, value in tree.items() for name, leaf in _leaves(value, f"{prefix}/{key}").items()}
 
 
 @pytest.mark.parametrize("recipe", [lstm_medium, lstm_large], ids=lambda recipe: recipe.__name__)
@@ -145,7 +109,7 @@ def _full_configs():
     ],
 )
 def test_a_wrong_option_is_told_in_words(option, message, tmp_path):
-    done = _run(tmp_path / "run", option)
+    done = start_run(tmp_path / "run", option)
     assert done.returncode not in (0, None)
     assert message in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
@@ -161,7 +125,7 @@ def test_an_unknown_key_of_a_recipe_file_is_refused_with_the_nearest():
 def test_a_workdir_that_cannot_be_written_is_told_in_words(tmp_path):
     blocker = tmp_path / "file"
     blocker.write_text("not a folder")
-    done = _run(blocker / "run")
+    done = start_run(blocker / "run")
     assert done.returncode != 0
     assert str(blocker) in done.stderr
     assert "Traceback" not in done.stderr
