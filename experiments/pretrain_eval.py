@@ -88,12 +88,11 @@ def score_masked(trained: Pretrained, split: str) -> tuple[np.ndarray, np.ndarra
     windows = record.windows
     ranks = np.full(len(record.hidden), -1, np.int64)
     log_probabilities = np.full(len(record.hidden), np.nan)
-    is_fresh = windows.fresh_codes(record.hidden)
     step = jax.jit(lambda params, batch: _rank(trained.model, params, batch))
     for batch in trained.loaders[split].eval_batches():
         rank, log_probability = jax.device_get(step(trained.fitted.params, batch))
         numbers = np.take_along_axis(code_numbers(batch, windows.sequences), batch.masked.positions, axis=1)
-        counts = batch.masked.mask & is_fresh[numbers]
+        counts = batch.masked.mask
         codes = windows.code_index[numbers[counts]]
         ranks[codes], log_probabilities[codes] = rank[counts], log_probability[counts]
     return ranks[record.hidden], log_probabilities[record.hidden]

@@ -125,6 +125,11 @@ class Behrt(nn.Module):
             )
         if self.pooling not in SEQUENCE_POOLINGS:
             raise ValueError(f"pooling={self.pooling!r} is not known: use one of {', '.join(SEQUENCE_POOLINGS)}.")
+        if self.pooling == "cls" and causal and self.num_outputs and self.level == "patient":
+            raise ValueError(
+                "pooling='cls' with causal=True reads [CLS], which sees itself alone: every patient would get the same "
+                "logits. Use pooling='last', or causal=False."
+            )
         if self.position not in POSITIONS:
             raise ValueError(f"position={self.position!r} is not known: use one of {', '.join(POSITIONS)}.")
 

@@ -82,7 +82,9 @@ def scale_by_stored_rate(schedule: optax.Schedule) -> optax.GradientTransformati
         del params
         zero = jnp.zeros((), jnp.int32)
         rate = jnp.asarray(schedule(zero), jnp.float32)
-        return LearningRateState(zero, rate, jnp.ones((), jnp.float32), jnp.full((), jnp.inf, jnp.float32), zero)
+        scale, best = jnp.ones((), jnp.float32), jnp.full((), jnp.inf, jnp.float32)
+        # Two arrays, since a state that names one buffer twice cannot be donated.
+        return LearningRateState(zero, rate, scale, best, jnp.zeros((), jnp.int32))
 
     def update(updates: Any, state: LearningRateState, params: Any = None) -> tuple[Any, LearningRateState]:
         del params

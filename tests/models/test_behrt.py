@@ -138,7 +138,7 @@ def test_padding_rows_are_finite_with_finite_gradients():
     batch = pad_token_batch(make_token_batch([1], max_codes=0), rows=1, slots=1)
     assert not (batch.code_visits >= 0).any()  # the only visit is empty
     for pooling in SEQUENCE_POOLINGS:
-        model, params = make(batch, pooling=pooling, num_outputs=1, gap=True)
+        model, params = make(batch, pooling=pooling, num_outputs=1, gap=True, causal=pooling == "last")
         outputs, gradients = run_with_gradients(model, params, batch)
         chex.assert_tree_all_finite((outputs, gradients))
         assert (outputs.pooled[1] == 0).all() and (outputs.hidden[1] == 0).all()
@@ -148,7 +148,7 @@ def test_padding_rows_are_finite_with_finite_gradients():
 def test_pooling_equals_a_loop_over_sequences():
     batch = make_token_batch(LENGTHS, row_tokens=40)
     for pooling in SEQUENCE_POOLINGS:
-        model, params = make(batch, pooling=pooling, num_outputs=1)
+        model, params = make(batch, pooling=pooling, num_outputs=1, causal=pooling == "last")
         outputs = run(model, params, batch)
         for row, slot in zip(*np.nonzero(batch.example_ids >= 0), strict=True):
             mine = batch.segment_ids[row] == slot + 1
@@ -223,6 +223,7 @@ def test_a_call_may_look_both_ways():
         ({"position": "rotated"}, "position='rotated' is not known: use one of rotary, learned, sinusoidal"),
         ({"num_heads": 1}, "num_heads=1 must divide width=8 and be a multiple of 2"),
         ({"hidden_dim": 6}, "3 numbers a head"),
+        ({"pooling": "cls", "num_outputs": 1}, "every patient would get the same"),
     ],
 )
 def test_options_that_do_not_exist_or_leak_are_refused(options, message):

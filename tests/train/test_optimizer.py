@@ -106,3 +106,11 @@ def test_plateau_leaves_an_optimiser_without_a_stored_rate_alone():
     state = optax.sgd(0.1).init({"kernel": jnp.ones(2)})
     assert reduce_on_plateau(state, 1.0, Plateau()) == state
     assert current_learning_rate(state) is None
+
+
+def test_a_fresh_state_can_be_donated():
+    """Two leaves in one buffer could not: whoever writes an own loop would meet that at the first step."""
+    params = {"kernel": jnp.ones((2, 2))}
+    tx = make_optimizer(learning_rate=1e-3, num_steps=10)
+    step = jax.jit(lambda params, state: tx.update(params, state, params), donate_argnums=1)
+    step(params, tx.init(params))
