@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Bool, Float, Int, Shaped
 
+FIRST_CODE = 5  # token ids below are special: [PAD], [UNK], [MASK], [CLS], [SEP]
 Array = Any  # numpy.ndarray on the host, jax.Array on the device
 
 

@@ -29,7 +29,7 @@ from ehrjax.types import Outputs, TokenBatch, VisitBatch
 MODELS = {"visit_lstm": VisitLstm, "behrt": Behrt, "hierarchical": Hierarchical, "med2vec": Med2Vec}
 SOURCES = ("simulate", *READERS)
 FREE_SECTIONS = ("custom_tasks",)  # sections whose keys are the user's own names
-DECIDED_BY_DATA = ("vocab_size", "num_outputs", "level", "max_tokens")
+DECIDED_BY_RUN = ("vocab_size", "num_outputs", "level", "max_tokens", "with_context")
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -59,6 +59,10 @@ def check_config(config: ConfigDict) -> ConfigDict:
         raise ValueError(f"data.source={reference.data.source!r} is not known: use {near[0]}.")
     if not 0 < reference.train.label_fraction <= 1:
         raise ValueError(f"train.label_fraction={reference.train.label_fraction} must be above 0 and at most 1.")
+    if reference.train.lora_rank and not reference.pretrain.num_steps:
+        raise ValueError("train.lora_rank adapts a pre-trained encoder: set pretrain.num_steps, or lora_rank=0.")
+    if reference.pretrain.objectives.skip_gram and "with_context" not in _fields(model):
+        raise ValueError(f"pretrain.objectives.skip_gram is for med2vec: {config.model.name} has no context table.")
     if reference.train.num_seeds != 1:
         raise ValueError(f"train.num_seeds={reference.train.num_seeds}: this version trains one seed a run; use 1.")
     return reference
@@ -90,7 +94,7 @@ def _fields(model: type[nn.Module]) -> dict[str, dataclasses.Field]:
 
 def _defaults(model: type[nn.Module]) -> dict[str, Any]:
     """What a recipe may set of a model, with its defaults."""
-    return {name: field.default for name, field in _fields(model).items() if name not in DECIDED_BY_DATA}
+    return {name: field.default for name, field in _fields(model).items() if name not in DECIDED_BY_RUN}
 
 
 def reads_tokens(config: ConfigDict) -> bool:

@@ -56,8 +56,6 @@ def train_task(
     params = start_from(params, encoder, data, config)
     training = _whole(params, make_supervised_objective(in_rows, labels.kind), loaders["train"].batch_at, examples_of)
     if config.train.lora_rank:
-        if encoder is None:
-            raise ValueError("train.lora_rank adapts a pre-trained encoder: set pretrain.num_steps, or lora_rank=0.")
         training = _adapted(params, training, config, jax.random.fold_in(init_key, 1))
     tx, plateau = build.make_optimizer(config, num_steps=config.train.num_steps)
     evaluate = _validation(model, loaders["val"], parts["val"], labels.kind)

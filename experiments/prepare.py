@@ -234,3 +234,8 @@ def _rows_of(labels: Labels, subject_ids: np.ndarray) -> Labels:
 def _stack(parts: list[Labels], flow: dict) -> Labels:
     columns = ("subject_ids", "times", "values", "mask", "end_times")
     return parts[0]._replace(flow=flow, **{c: np.concatenate([getattr(p, c) for p in parts]) for c in columns})
+
+
+def even_share(rows: np.ndarray, limit: int) -> np.ndarray:
+    """At most `limit` of the rows, evenly spaced, so that each patient keeps the same share."""
+    return rows[np.linspace(0, len(rows) - 1, min(limit, len(rows))).round().astype(np.int64)]

@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 from ehrjax.data.masking import draw_eval_mask
 from ehrjax.data.sequences import build_patient_sequences
 from ehrjax.data.token_batching import TokenBatches
-from ehrjax.data.vocab import SPECIAL_TOKENS
 from ehrjax.data.windows import Windows, cut_windows
 from ehrjax.evaluate.code_vectors import describe_coverage, init_embedding, read_code_vectors
 from ehrjax.evaluate.next_visit_baselines import code_frequency
@@ -28,9 +27,9 @@ from ehrjax.objectives.skip_gram import make_skip_gram_objective
 from ehrjax.train.loop import FitResult, fit
 from ehrjax.train.state import create_state
 from ehrjax.train.step import make_eval_step, make_train_step, mean_metrics
-from ehrjax.types import VisitSequences
+from ehrjax.types import FIRST_CODE, VisitSequences
 from experiments import build
-from experiments.prepare import Data
+from experiments.prepare import Data, even_share
 
 PART = "pretrain"
 # Losses on val come from an even share of its rows: reading all would take as long as some hundred steps.
@@ -79,7 +78,7 @@ def pretrain(data: Data, config: ConfigDict, workdir: Path, *, meta: dict, comma
     code_tokens = None if config.pretrain.predict_values else tuple(data.vocab.code_tokens.tolist())
     model = Pretraining(encoder=encoder, vocab_size=len(data.vocab), code_tokens=code_tokens, heads=heads)
     counts = np.bincount(records["train"].windows.sequences.codes, minlength=len(data.vocab))
-    counts[: len(SPECIAL_TOKENS)] = 0
+    counts[:FIRST_CODE] = 0
     objective = combine({name: (_make_objective(name, model, counts), weight) for name, weight in weights.items()})
     init_key, base_key = jax.random.split(jax.random.key(config.pretrain.seed))
     params = jax.jit(model.init)(init_key, loaders["train"].batch_at(0))["params"]
@@ -178,10 +177,9 @@ def start_from(params: Any, encoder: Any, data: Data, config: ConfigDict) -> Any
 
 def _validation(objective, loader: TokenBatches, weights: dict[str, float], row_tokens: int):
     """`eval_fn(params)`: the weighted loss and the objectives' own figures on an even share of the rows."""
-    batches = list(loader.eval_batches())
     most = max(1, MAX_VAL_TOKENS // (loader.batch_size * row_tokens))
-    picked = np.linspace(0, len(batches) - 1, min(most, len(batches))).round().astype(int)
-    batches = [batches[index] for index in picked]
+    picked = set(even_share(np.arange(loader.num_batches_per_epoch), most).tolist())
+    batches = [batch for number, batch in enumerate(loader.eval_batches()) if number in picked]
     step = jax.jit(make_eval_step(objective))
 
     def eval_fn(params: Any) -> dict[str, float]:

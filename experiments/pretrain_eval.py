@@ -1,6 +1,7 @@
 """The `pretrain` and `embeddings` parts of results.json: the pre-trained model beside its baselines, val and test."""
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import jax
@@ -20,9 +21,9 @@ from ehrjax.evaluate.next_visit_baselines import (
 )
 from ehrjax.metrics.masked_codes import evaluate_masked_codes
 from ehrjax.metrics.next_visit import best_f1_threshold, evaluate_next_visit
-from ehrjax.models.pretraining import FIRST_CODE, Pretraining
+from ehrjax.models.pretraining import Pretraining
 from ehrjax.objectives.next_visit import next_visit_scores
-from ehrjax.types import TokenBatch, VisitSequences
+from ehrjax.types import FIRST_CODE, TokenBatch, VisitSequences
 from experiments.prepare import Data
 from experiments.pretrain import Pretrained, Records
 
@@ -149,6 +150,12 @@ def _evaluate_next_visits(trained: Pretrained, data: Data, config: ConfigDict) -
     return results
 
 
+@cache
+def _next_visit_step(model: Pretraining):
+    """The same object for the same model, so that val, scored twice, compiles once."""
+    return jax.jit(next_visit_scores(model))
+
+
 def score_next_visits(
     trained: Pretrained, split: str, targets: NextVisits, frequency: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -157,7 +164,7 @@ def score_next_visits(
     A visit that fills a window alone has no past there: its scores are the base rates.
     """
     windows = trained.records[split].windows
-    step = jax.jit(next_visit_scores(trained.model))
+    step = _next_visit_step(trained.model)
     is_scored = np.zeros(len(trained.records[split].sequences.ages), bool)
     for batch in trained.loaders[split].eval_batches():
         rows, columns = np.nonzero(batch.next_visits.visits)

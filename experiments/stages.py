@@ -24,11 +24,11 @@ from ehrjax.evaluate.report import write_json, write_report
 from ehrjax.evaluate.tables import pretrain_text, results_table
 from ehrjax.metrics.summary import best_threshold, evaluate
 from ehrjax.train.loop import FitResult
-from ehrjax.types import VisitSequences
+from ehrjax.types import FIRST_CODE, VisitSequences
 from experiments import build, oracle
 from experiments.finetune import run_meta, train_task
 from experiments.loaders import Batches
-from experiments.prepare import Data, SplitData, candidate_tasks, prepare_data, prepare_task
+from experiments.prepare import Data, SplitData, candidate_tasks, even_share, prepare_data, prepare_task
 from experiments.pretrain import active_objectives, pretrain
 from experiments.pretrain_eval import evaluate_pretraining
 
@@ -41,7 +41,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pand
 def run(config: ConfigDict, workdir: Path, *, command: str) -> dict[str, Any]:
     """Run or resume the recipe in `workdir`; returns what results.json holds."""
     config = build.check_config(config)
-    tasks = candidate_tasks(config)
+    tasks, is_pretrained = candidate_tasks(config), bool(active_objectives(config))
     workdir.mkdir(parents=True, exist_ok=True)
     with _only_run(workdir):
         _claim(workdir, config)
@@ -55,7 +55,7 @@ def run(config: ConfigDict, workdir: Path, *, command: str) -> dict[str, Any]:
         data = prepare_data(config, workdir)
         plots.data_overview(workdir / "plots" / "data.png", data.stores[0])
         results = {"model": None, "data": data.report, "pretrain": None, "embeddings": None, "tasks": {}, "train": None}
-        encoder = run_pretraining(data, config, workdir, results, command) if active_objectives(config) else None
+        encoder = run_pretraining(data, config, workdir, results, command) if is_pretrained else None
         for name in tasks:
             results["tasks"][name] = run_task(name, data, config, workdir, results, command, encoder)
         for name in config.fallback_tasks:
@@ -74,7 +74,9 @@ def run_pretraining(data: Data, config: ConfigDict, workdir: Path, results: dict
     results["model"] = {"name": config.model.name, "num_params": build.count_params(trained.fitted.params)}
     results["train"] = _add_training(None, trained.fitted, trained.records["train"].sequences, trained.loaders["train"])
     write_code_vectors(
-        workdir / "code_vectors.parquet", data.vocab.tokens[5:], np.asarray(encoder["embedding"]["embedding"])[5:]
+        workdir / "code_vectors.parquet",
+        data.vocab.tokens[FIRST_CODE:],
+        np.asarray(encoder["embedding"]["embedding"])[FIRST_CODE:],
     )
     evaluated = workdir / "pretrain.json"  # so that a resumed run does not evaluate again
     if not evaluated.exists():
@@ -82,7 +84,8 @@ def run_pretraining(data: Data, config: ConfigDict, workdir: Path, results: dict
         write_json(evaluated, evaluate_pretraining(trained, data, config))
     results |= json.loads(evaluated.read_text(encoding="utf-8"))
     print(pretrain_text(results), flush=True)
-    plots.forest(workdir / "plots" / "pretrain.png", results["pretrain"], title="pre-training")
+    if results["pretrain"]["test"]:
+        plots.forest(workdir / "plots" / "pretrain.png", results["pretrain"], title="pre-training")
     return encoder
 
 
@@ -181,18 +184,13 @@ def _fit_baselines(parts: dict[str, SplitData], data: Data, config: ConfigDict):
     for split, (_, sequences, level) in parts.items():
         rows = np.arange(len(sequences.labels))
         if split == "train":
-            rows = _even_share(np.flatnonzero(sequences.label_mask.any(axis=1)), MAX_BASELINE_ROWS)
+            rows = even_share(np.flatnonzero(sequences.label_mask.any(axis=1)), MAX_BASELINE_ROWS)
         labels[split], masks[split] = sequences.labels[rows], sequences.label_mask[rows]
         features[split] = bag_of_codes(sequences, len(data.vocab), level=level, rows=rows)
     train = parts["train"].labels
     num_classes = train.num_outputs if train.kind == "multiclass" else None
     names = tuple(config.eval.baselines)
     return fit_baselines(train.kind, features, labels, masks, num_classes=num_classes, names=names)
-
-
-def _even_share(rows: np.ndarray, limit: int) -> np.ndarray:
-    """At most `limit` of the rows, evenly spaced, so that each patient keeps the same share."""
-    return rows[np.linspace(0, len(rows) - 1, min(limit, len(rows))).round().astype(np.int64)]
 
 
 def _count_rows(parts: dict[str, SplitData]) -> dict[str, int]:

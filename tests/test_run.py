@@ -133,7 +133,7 @@ def test_a_workdir_that_cannot_be_written_is_told_in_words(tmp_path):
 
 @pytest.mark.parametrize(("count", "limit", "expected"), [(0, 3, []), (3, 3, [0, 1, 2]), (9, 3, [0, 4, 8])])
 def test_an_even_share_of_rows(count, limit, expected):
-    assert stages._even_share(np.arange(count), limit).tolist() == expected
+    assert prepare.even_share(np.arange(count), limit).tolist() == expected
 
 
 def test_each_split_of_a_task_holds_its_own_patients_only(finished):

@@ -20,7 +20,7 @@ from configs import (
 )
 from ehrjax.evaluate.code_vectors import read_code_vectors
 from ehrjax.train.checkpoint import restore_best_params
-from experiments import build, prepare, stages
+from experiments import build, prepare, pretrain, stages
 from tests.running import leaves_of, run_until_killed, start_run
 
 OPTIONS = (
@@ -81,6 +81,15 @@ def test_code_vectors_are_the_embedding_by_name(finished):
     data = prepare.prepare_data(build.check_config(_config_of(finished)), finished)
     assert tuple(names) == data.vocab.tokens[5:]
     np.testing.assert_array_equal(vectors, np.asarray(table)[5:])
+
+
+def test_pretraining_reads_train_and_stops_by_val_patients_only(finished):
+    config = build.check_config(_config_of(finished))
+    data = prepare.prepare_data(config, finished)
+    for split, ids in data.splits.items():
+        records = pretrain._read_records(split, data, config)
+        assert np.isin(records.sequences.subject_ids, ids).all() and len(records.sequences.subject_ids) == len(ids)
+        assert np.isin(records.windows.sequences.subject_ids, ids).all()
 
 
 def _config_of(workdir: Path) -> ConfigDict:
@@ -147,6 +156,7 @@ def test_adapters_and_code_vectors_of_another_run(finished, tmp_path, capsys):
     [
         ({"train__lora_rank": 2, "pretrain__num_steps": 0}, "lora_rank adapts a pre-trained encoder: set pretrain"),
         ({"pretrain__code_vectors": "/no/such/file.parquet"}, "/no/such/file.parquet: no such file of code vectors"),
+        ({"pretrain__objectives__skip_gram": 1.0}, "skip_gram is for med2vec: behrt has no context table"),
         ({"pretrain__objectives__mlm": 0.0, "pretrain__objectives__next_visit": 0.0}, "no weight above 0: set one of"),
     ],
 )

@@ -7,10 +7,9 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from ehrjax.data.timeline import expand
-from ehrjax.data.vocab import MASK, SPECIAL_TOKENS
-from ehrjax.types import MaskedCodes, VisitSequences
+from ehrjax.data.vocab import MASK
+from ehrjax.types import FIRST_CODE, MaskedCodes, VisitSequences
 
-FIRST_CODE = len(SPECIAL_TOKENS)  # ids below are special
 SHOW_MASK, SHOW_RANDOM = 0.8, 0.1  # shares of the chosen; the rest show themselves
 
 

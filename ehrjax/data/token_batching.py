@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from ehrjax.data.batching import LEVELS
-from ehrjax.data.masking import FIRST_CODE, check_masking, draw_masked, mask_chosen
+from ehrjax.data.masking import check_masking, draw_masked, mask_chosen
 from ehrjax.data.packing import first_fit
 from ehrjax.data.timeline import expand
 from ehrjax.data.vocab import CLS, SEP
-from ehrjax.types import MaskedCodes, NextVisits, TokenBatch, VisitSequences
+from ehrjax.types import FIRST_CODE, MaskedCodes, NextVisits, TokenBatch, VisitSequences
 
 _CHUNK_TOKENS = 4_000_000  # bounds the index arrays while rows are laid out
 _ORDER, _MASKS = 0, 1  # what a random stream is for, so that an epoch and a step of one number differ

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
 from ehrjax.evaluate.files import replaced
+from ehrjax.types import FIRST_CODE
 
-NUM_SPECIAL = 5  # [PAD], [UNK], [MASK], [CLS], [SEP]: their rows mean something to one model only
 _SCHEMA = pa.schema([("code", pa.string()), ("vector", pa.list_(pa.float32()))])
 
 
@@ -77,14 +77,14 @@ def init_embedding(
             f"set model.embed_dim={vectors.shape[1]}, or learn vectors of width {table.shape[1]}."
         )
     rows_of = {str(name): row for row, name in enumerate(names)}
-    found = [_find(token, rows_of) for token in vocab_tokens[NUM_SPECIAL:]]
-    sources = np.array([-1] * NUM_SPECIAL + [row for row, _ in found])
-    is_exact = np.array([False] * NUM_SPECIAL + [exact for _, exact in found])
+    found = [_find(token, rows_of) for token in vocab_tokens[FIRST_CODE:]]
+    sources = np.array([-1] * FIRST_CODE + [row for row, _ in found])
+    is_exact = np.array([False] * FIRST_CODE + [exact for _, exact in found])
     is_found = sources >= 0
     if is_found.any():
         taken = vectors[sources[is_found]]
         table[is_found] = taken * (_root_mean_square(table[is_found]) / max(_root_mean_square(taken), 1e-30))
-    return table, _coverage(is_exact[NUM_SPECIAL:], is_found[NUM_SPECIAL:], counts)
+    return table, _coverage(is_exact[FIRST_CODE:], is_found[FIRST_CODE:], counts)
 
 
 def describe_coverage(coverage: Mapping[str, Any]) -> str:
@@ -112,7 +112,7 @@ def _coverage(is_exact, is_found, counts) -> dict[str, Any]:
     coverage |= {f"num_{kind}": int(chosen.sum()) for kind, chosen in kinds.items()}
     coverage |= {kind: float(chosen.sum() / max(num_codes, 1)) for kind, chosen in kinds.items()}
     if counts is not None:
-        counts = np.asarray(counts, np.float64)[NUM_SPECIAL:]
+        counts = np.asarray(counts, np.float64)[FIRST_CODE:]
         total = max(counts.sum(), 1.0)
         coverage |= {f"occurrences_{kind}": float(counts[chosen].sum() / total) for kind, chosen in kinds.items()}
     return coverage

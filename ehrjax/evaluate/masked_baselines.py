@@ -17,8 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from scipy.special import logsumexp
 
 from ehrjax.metrics.masked_codes import target_ranks
-from ehrjax.metrics.next_visit import NUM_SPECIAL
-from ehrjax.types import VisitSequences
+from ehrjax.types import FIRST_CODE, VisitSequences
 
 CHUNK_VALUES = 2**22  # probabilities in memory at once
 # Inverse strengths of the L2 penalty (scikit-learn's C, a training code a row), each fit starting from the one before.
@@ -103,17 +102,17 @@ def fit_logistic(
     strong to weak penalty until val gets worse. The number of steps follows from the sizes alone, so the same data and
     seed give the same fit.
     """
-    num_candidates = vocab_size - NUM_SPECIAL
+    num_candidates = vocab_size - FIRST_CODE
     counts = _smoothed_counts(train, vocab_size)
     visible = np.argsort(-counts, kind="stable")[: max(MAX_WEIGHTS // num_candidates, 1)]
     column = np.full(vocab_size, -1)
     column[visible] = np.arange(len(visible))
-    bias = np.log(counts[NUM_SPECIAL:] / counts[NUM_SPECIAL:].sum()).astype(np.float32)
+    bias = np.log(counts[FIRST_CODE:] / counts[FIRST_CODE:].sum()).astype(np.float32)
     held_out = _visits(val, _draw(val, mask_rate, np.random.default_rng([seed, 0])), column)
     associations = _associations(train, column, seed)
     starts = [Logistic(np.float32(scale) * associations, bias) for scale in START_SCALES]
     fitted = min(starts, key=lambda start: _loss(start, held_out))
-    if not (np.asarray(train.codes) >= NUM_SPECIAL).any():
+    if not (np.asarray(train.codes) >= FIRST_CODE).any():
         return lambda records, mask: _score_logistic(fitted, records, mask, column)
     mean_codes = len(train.codes) / np.count_nonzero(np.diff(train.visit_offsets))
     work = ((mean_codes + SOFTMAX_WORK) * BATCH_VISITS + ADAM_WORK * len(visible)) * num_candidates
@@ -185,16 +184,16 @@ def _associations(train: VisitSequences, column: np.ndarray, seed: int) -> Float
     codes, owner = codes[chosen[owner]], owner[chosen[owner]]
     held = _counts(owner, codes, (len(sizes), len(column)))
     visible = np.argsort(column, kind="stable")[-(column.max() + 1) :]
-    pairs = (held[:, visible].T @ held[:, NUM_SPECIAL:]).toarray()
+    pairs = (held[:, visible].T @ held[:, FIRST_CODE:]).toarray()
     with_itself = np.bincount(codes, minlength=len(column))  # a code is no other code of its visit
-    is_candidate = visible >= NUM_SPECIAL
-    pairs[np.flatnonzero(is_candidate), visible[is_candidate] - NUM_SPECIAL] -= with_itself[visible[is_candidate]]
+    is_candidate = visible >= FIRST_CODE
+    pairs[np.flatnonzero(is_candidate), visible[is_candidate] - FIRST_CODE] -= with_itself[visible[is_candidate]]
     expected = pairs.sum(axis=1, keepdims=True) * (pairs.sum(axis=0, keepdims=True) / max(pairs.sum(), 1.0))
     return np.log((pairs + 1) / (expected + 1), dtype=np.float32)
 
 
 def _draw(records: VisitSequences, mask_rate: float, rng: np.random.Generator) -> np.ndarray:
-    return (rng.random(len(records.codes)) < mask_rate) & (records.codes >= NUM_SPECIAL)
+    return (rng.random(len(records.codes)) < mask_rate) & (records.codes >= FIRST_CODE)
 
 
 def _visits(records: VisitSequences, mask: np.ndarray, column: np.ndarray) -> Visits:
@@ -202,7 +201,7 @@ def _visits(records: VisitSequences, mask: np.ndarray, column: np.ndarray) -> Vi
     num_visits = len(records.visit_offsets) - 1
     is_shown = ~mask & (column[codes] >= 0)
     shown = _counts(owner[is_shown], column[codes[is_shown]], (num_visits, int(column.max()) + 1))
-    hidden = _counts(owner[mask], codes[mask] - NUM_SPECIAL, (num_visits, len(column) - NUM_SPECIAL))
+    hidden = _counts(owner[mask], codes[mask] - FIRST_CODE, (num_visits, len(column) - FIRST_CODE))
     rows = np.flatnonzero(hidden.getnnz(axis=1))
     return Visits(shown[rows], hidden[rows])
 
@@ -234,7 +233,7 @@ def _logits(fitted: Logistic, shown: sp.csr_matrix) -> np.ndarray:
 
 
 def _score_logistic(fitted: Logistic, records: VisitSequences, mask: np.ndarray, column: np.ndarray) -> MaskedScores:
-    targets = _hidden_codes(records, mask, len(column)) - NUM_SPECIAL
+    targets = _hidden_codes(records, mask, len(column)) - FIRST_CODE
     # Visits with a hidden code, in order, and which of them each hidden code is in.
     place = np.unique(_visit_of_code(records)[mask], return_inverse=True)[1]
     shown = _visits(records, mask, column).shown
@@ -252,9 +251,9 @@ def _score_logistic(fitted: Logistic, records: VisitSequences, mask: np.ndarray,
 def _by_group(log_counts: Float[np.ndarray, "G"], groups: Int[np.ndarray, "G"]) -> Baseline:
     """Candidates are the codes of the hidden code's group, by their count there."""
     ranks, logs = np.zeros(len(log_counts), np.int64), np.zeros(len(log_counts), np.float32)
-    for group in np.unique(groups[NUM_SPECIAL:]):
+    for group in np.unique(groups[FIRST_CODE:]):
         codes = np.flatnonzero(groups == group)
-        codes = codes[codes >= NUM_SPECIAL]
+        codes = codes[codes >= FIRST_CODE]
         ranks[codes[np.argsort(-log_counts[codes], kind="stable")]] = np.arange(len(codes))
         logs[codes] = log_counts[codes] - logsumexp(log_counts[codes])
 
@@ -270,9 +269,9 @@ def _hidden_codes(records: VisitSequences, mask: np.ndarray, vocab_size: int) ->
     if np.shape(mask) != np.shape(records.codes):
         raise ValueError(f"mask has shape {np.shape(mask)} but codes {np.shape(records.codes)}: give one flag a code.")
     hidden = np.asarray(records.codes)[mask]
-    wrong = hidden[(hidden < NUM_SPECIAL) | (hidden >= vocab_size)]
+    wrong = hidden[(hidden < FIRST_CODE) | (hidden >= vocab_size)]
     if len(wrong):
-        raise ValueError(f"token {wrong[0]} is hidden: hide codes from {NUM_SPECIAL} to {vocab_size - 1} only.")
+        raise ValueError(f"token {wrong[0]} is hidden: hide codes from {FIRST_CODE} to {vocab_size - 1} only.")
     return hidden
 
 

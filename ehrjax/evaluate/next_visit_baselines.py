@@ -13,8 +13,8 @@ import scipy.sparse as sp
 from jaxtyping import Bool, Float, Int
 
 from ehrjax.evaluate.bags import bag_of_codes
-from ehrjax.metrics.next_visit import NUM_SPECIAL, NextVisitChunk
-from ehrjax.types import VisitSequences
+from ehrjax.metrics.next_visit import NextVisitChunk
+from ehrjax.types import FIRST_CODE, VisitSequences
 
 CHUNK_VALUES = 2**21  # scores in a chunk: 8 MB
 # Frequency in train only orders codes that the patient's own visits leave equal.
@@ -137,6 +137,6 @@ def _distinct_codes(records: VisitSequences, vocab_size: int) -> VisitSequences:
     if len(codes) and codes.max() >= vocab_size:
         raise ValueError(f"code {codes.max()} is not below vocab_size={vocab_size}: give the model's vocabulary size.")
     visits = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    pairs = np.unique(visits[codes >= NUM_SPECIAL] * vocab_size + codes[codes >= NUM_SPECIAL])
+    pairs = np.unique(visits[codes >= FIRST_CODE] * vocab_size + codes[codes >= FIRST_CODE])
     sizes = np.bincount(pairs // vocab_size, minlength=len(offsets) - 1)
     return records._replace(codes=(pairs % vocab_size).astype(np.int32), visit_offsets=np.r_[0, np.cumsum(sizes)])

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ehrjax.evaluate.files import replaced
-from ehrjax.evaluate.tables import cell, heading, notes, pretrain_rows, pretrain_text, results_table, systems_of
+from ehrjax.evaluate.tables import cell, embedding_note, heading, notes, pretrain_rows, results_table, systems_of
 
 __all__ = ["results_table", "write_json", "write_report"]
 
@@ -69,9 +69,8 @@ def _model_line(results: Mapping[str, Any]) -> str:
 
 def _pretrain_section(results: Mapping[str, Any], pngs: Sequence[Path]) -> str:
     head, *rows = pretrain_rows(results["pretrain"])
-    note = html.escape(pretrain_text(results).rsplit("\n- ", 1)[1]) if results.get("embeddings") else ""
-    table = _table(rows, head)
-    return f"<h2>Pre-training</h2>{table}<p>{note}</p>{''.join(map(_figure, pngs))}"
+    note = html.escape(embedding_note(results))
+    return f"<h2>Pre-training</h2>{_table(rows, head)}<p>{note}</p>{''.join(map(_figure, pngs))}"
 
 
 def _task_section(name: str, task: Mapping[str, Any], pngs: Sequence[Path]) -> str:

@@ -45,17 +45,22 @@ def pretrain_rows(pretrained: Mapping[str, Any]) -> list[list[str]]:
     for metric in PRETRAIN_METRICS:
         if metric in pretrained["test"]:
             cells = [cell(row.get(metric)) for row in systems.values()]
-            rows.append([metric, digits(number(pretrained["val"][metric]) or 0.0), *cells])
+            rows.append([metric, cell({"value": number(pretrained["val"][metric])}), *cells])
     return rows
 
 
 def pretrain_text(results: Mapping[str, Any]) -> str:
     """Pre-training: model and baselines on the same hidden codes and next visits; then the embeddings' figures."""
     lines = ["pretrain, test split", "", *aligned(pretrain_rows(results["pretrain"]))]
-    geometry = {name: value for name, value in (results.get("embeddings") or {}).items() if isinstance(value, float)}
-    if geometry:
-        lines += ["- patient embeddings: " + ", ".join(f"{name} {digits(value)}" for name, value in geometry.items())]
-    return "\n".join(lines)
+    return "\n".join([*lines, f"- {embedding_note(results)}"])
+
+
+def embedding_note(results: Mapping[str, Any]) -> str:
+    """The figures of the patient embeddings in one line, or why there are none."""
+    embeddings = results.get("embeddings") or {}
+    figures = [f"{name} {digits(value)}" for name, value in embeddings.items() if isinstance(value, float)]
+    reasons = [embeddings["reason"]] if embeddings.get("reason") else []
+    return "patient embeddings: " + ", ".join([*figures, *reasons] or ["not judged"])
 
 
 def task_text(name: str, task: Mapping[str, Any]) -> str:

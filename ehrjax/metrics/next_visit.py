@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Int
 from ehrjax.metrics.bootstrap import NUM_RESAMPLES
 from ehrjax.metrics.ratios import Metric, evaluate_ratios, patient_metric, ratio, sum_by_patient
 from ehrjax.metrics.weighted import divide
+from ehrjax.types import FIRST_CODE
 
-NUM_SPECIAL = 5  # token ids below are no codes
 TOP_K = (5, 10, 20)  # over all codes
 SUBSET_K = 10  # by code type, new onset and recurrence
 # Thresholds are searched on a grid of this many leading bits of a float32: relative steps of 2**-11 at any scale.
@@ -42,9 +42,9 @@ def best_f1_threshold(chunks: Iterable[NextVisitChunk]) -> float:
     predicted, hits = np.zeros(num_steps, np.int64), np.zeros(num_steps, np.int64)
     for chunk in chunks:
         scores, targets = _checked(chunk)
-        steps = (_ordered_bits(scores[:, NUM_SPECIAL:]) >> (32 - GRID_BITS)) + num_steps // 2
+        steps = (_ordered_bits(scores[:, FIRST_CODE:]) >> (32 - GRID_BITS)) + num_steps // 2
         predicted += np.bincount(steps.ravel(), minlength=num_steps)
-        hits += np.bincount(steps[targets[:, NUM_SPECIAL:]], minlength=num_steps)
+        hits += np.bincount(steps[targets[:, FIRST_CODE:]], minlength=num_steps)
     if not hits.any():
         return 0.5
     occupied = np.flatnonzero(predicted)[::-1]
@@ -125,8 +125,8 @@ def _groups_of(types: Sequence[str] | None) -> dict[str, np.ndarray]:
     """Columns of each type."""
     if types is None:
         return {}
-    of_codes = np.asarray(types, object)[NUM_SPECIAL:]
-    return {name: np.flatnonzero(of_codes == name) + NUM_SPECIAL for name in dict.fromkeys(of_codes)}
+    of_codes = np.asarray(types, object)[FIRST_CODE:]
+    return {name: np.flatnonzero(of_codes == name) + FIRST_CODE for name in dict.fromkeys(of_codes)}
 
 
 def _checked(chunk: NextVisitChunk) -> tuple[np.ndarray, np.ndarray]:
@@ -175,13 +175,13 @@ def _keys(scores: np.ndarray) -> np.ndarray:
     """One integer a score that sorts by score and, among equals, by falling column: no two of a row are the same."""
     columns = np.arange(scores.shape[1])
     keys = (_ordered_bits(scores).astype(np.int64) << 32) | (scores.shape[1] - 1 - columns)
-    keys[:, :NUM_SPECIAL] = _NO_CANDIDATE
+    keys[:, :FIRST_CODE] = _NO_CANDIDATE
     return keys
 
 
 def _at_k(keys: np.ndarray, targets: np.ndarray, ks: Sequence[int], suffix: str) -> Iterator[tuple[str, np.ndarray]]:
     """Recall and precision among the keys that are candidates; `targets` [n, G] are true candidates only."""
-    num_true = targets[:, NUM_SPECIAL:].sum(axis=1)
+    num_true = targets[:, FIRST_CODE:].sum(axis=1)
     num_candidates = (keys != _NO_CANDIDATE).sum(axis=1)
     width = min(max(ks), keys.shape[1])
     # Partitioning the keys themselves is several times faster than argpartition: each holds its column.
@@ -199,8 +199,8 @@ def _decide(scores: np.ndarray, targets: np.ndarray, patients: np.ndarray, thres
     """Counts of predicted, true and both by patient and code; pairs without either are left out."""
     distinct, owner = np.unique(patients, return_inverse=True)
     predicted = scores >= np.float32(threshold)
-    rows, codes = np.nonzero((predicted | targets)[:, NUM_SPECIAL:])
-    codes += NUM_SPECIAL
+    rows, codes = np.nonzero((predicted | targets)[:, FIRST_CODE:])
+    codes += FIRST_CODE
     pairs, place = np.unique(owner[rows] * scores.shape[1] + codes, return_inverse=True)
     is_predicted, is_true = predicted[rows, codes], targets[rows, codes]
     kinds = (is_predicted, is_true, is_predicted & is_true)

@@ -86,6 +86,7 @@ def count_codes(batch: TokenBatch) -> Float[Array, "B V"]:
 
 
 def sum_by_visit(codes: Float[Array, "B T D"], batch: TokenBatch) -> Float[Array, "B V D"]:
+    """Sum over the codes of each visit; `codes` are zeros outside of visits."""
     # Special tokens, being zeros, may count as codes of the visit before them: so the columns ascend.
     columns = jnp.maximum(jax.lax.cummax(jnp.asarray(batch.code_visits), axis=1), 0)
     return pool_sum(codes, columns, batch.visit_mask.shape[1])

@@ -12,10 +12,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ehrjax.nn.heads import MaskedCodeHead, NextVisitHead, ProjectionHead
 from ehrjax.nn.segments import sequence_bounds, to_parts
-from ehrjax.nn.sequence_pooling import pool_sequences
+from ehrjax.nn.sequence_pooling import pool_sequences, token_visits
 from ehrjax.types import MaskedCodes, Outputs, TokenBatch
 
-FIRST_CODE = 5  # ids below it are special tokens
 HEADS = ("mlm", "next_visit", "pooled_next_visit", "contrastive")
 
 
@@ -127,15 +126,6 @@ def is_last_visit(batch: TokenBatch) -> Bool[Array, "B V"]:
     _, last, _ = sequence_bounds(batch.visit_segments, batch.example_ids.shape[1])
     columns = jnp.arange(batch.visit_mask.shape[1])[None]
     return (columns == to_parts(last, batch.visit_segments)) & batch.visit_mask
-
-
-def token_visits(batch: TokenBatch) -> Int[Array, "B T"]:
-    """Column of the visit that each code or [SEP] belongs to; -1 on [CLS] and padding."""
-    num_rows, num_visits = batch.visit_mask.shape
-    ends = jnp.where(batch.visit_mask, batch.visit_ends, batch.tokens.shape[1])
-    columns = jnp.broadcast_to(jnp.arange(num_visits)[None], (num_rows, num_visits))
-    rows = jnp.arange(num_rows)[:, None]
-    return jnp.asarray(batch.code_visits).at[rows, ends].set(columns.astype(batch.code_visits.dtype), mode="drop")
 
 
 def keep_only(batch: TokenBatch, *, visits: Bool[Array, "B V"], codes: Bool[Array, "B T"] | None = None) -> TokenBatch:

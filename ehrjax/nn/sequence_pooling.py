@@ -43,6 +43,15 @@ def pool_sequences(
     raise ValueError(f"pooling={method!r} is not known: use one of {', '.join(SEQUENCE_POOLINGS)}.")
 
 
+def token_visits(batch: TokenBatch) -> Int[Array, "B T"]:
+    """Column of the visit that each code or [SEP] belongs to; -1 on [CLS] and padding."""
+    num_rows, num_visits = batch.visit_mask.shape
+    ends = jnp.where(batch.visit_mask, batch.visit_ends, batch.tokens.shape[1])
+    columns = jnp.broadcast_to(jnp.arange(num_visits)[None], (num_rows, num_visits))
+    rows = jnp.arange(num_rows)[:, None]
+    return jnp.asarray(batch.code_visits).at[rows, ends].set(columns.astype(batch.code_visits.dtype), mode="drop")
+
+
 def _members(segment_ids: Int[Array, "B X"], num_sequences: int) -> Bool[Array, "B S X"]:
     """Which columns belong to each sequence of the row."""
     return segment_ids[:, None, :] == jnp.arange(1, num_sequences + 1)[None, :, None]

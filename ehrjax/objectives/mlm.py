@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from ehrjax.models.pretraining import FIRST_CODE, Pretraining
-from ehrjax.types import LossOutput, TokenBatch
+from ehrjax.models.pretraining import Pretraining
+from ehrjax.types import FIRST_CODE, LossOutput, TokenBatch
 
 
 def make_mlm_objective(model: Pretraining) -> Callable[..., LossOutput]:

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ehrjax.models.pretraining import FIRST_CODE, Pretraining, is_last_visit
+from ehrjax.models.pretraining import Pretraining, is_last_visit
 from ehrjax.nn.segments import sequence_bounds, to_parts
-from ehrjax.types import LossOutput, NextVisits, TokenBatch
+from ehrjax.types import FIRST_CODE, LossOutput, NextVisits, TokenBatch
 
 
 def make_next_visit_objective(model: Pretraining) -> Callable[..., LossOutput]:

@@ -7,12 +7,15 @@
 A step is forward, backward, clipping and AdamW; sizes, data, dropout and masking (15 %) are the same, in float32.
 Batches are made before the clock starts and every shape is compiled before. Variants take turns, round after round, so
 that a busy machine slows all alike; the table holds medians over rounds, and a ratio is the median of the rounds'
-ratios. Neither side has dropout on attention probabilities (with it torch would leave its fused attention). On a
+ratios. Only `torch stock` has dropout on attention probabilities (with it torch leaves its fused attention). On a
 machine with other work `--threads=1 --clock=cpu` counts the process's CPU time instead.
 
     torch padded    nn.TransformerEncoder, one patient a row padded to T, logits at every position: what is usual
+    torch stock     the same with torch's own settings: dropout also on attention probabilities and inside the
+                    feed-forward, GELU by erf (the others have neither dropout, and the tanh formula)
     torch packed    scaled_dot_product_attention over packed rows, logits at the masked positions alone
-    packed          ours: the same packed rows
+    packed          ours on the same packed rows, the same model (learned positions, all heads see the patient)
+    packed, recipe  ours as the recipes have it: rotary positions, half of the heads see their own visit
     .. / few        packed rows again, but as many patients a batch as the padded one has, so fewer rows
 
 `--keep-memory` tells malloc to keep freed memory instead of handing it back to the system, for both sides: a step
@@ -34,6 +37,7 @@ VOCAB_SIZE = 1000
 BATCH_SIZES = {"small": 16, "medium": 32, "large": 64}
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 MASK_RATE = 0.15
+SAME_MODEL = {"position": "learned", "visit_heads": False}
 
 
 def lognormal_lengths(num_patients: int, max_tokens: int, seed: int = 0) -> np.ndarray:
@@ -162,7 +166,7 @@ class OurRun:
 class TorchRun:
     """The same with torch, on padded or packed rows."""
 
-    def __init__(self, batches, size, *, packed):
+    def __init__(self, batches, size, *, packed, stock=False):
         import torch
 
         from ehrjax.models.behrt import SIZES
@@ -171,7 +175,7 @@ class TorchRun:
         self.num_tokens = sum(int((batch.segment_ids > 0).sum()) for batch in batches)
         self.fill = self.num_tokens / sum(batch.tokens.size for batch in batches)
         self.batches = [(to_packed if packed else to_padded)(batch) for batch in batches]
-        self.model = TorchBehrt(VOCAB_SIZE, **SIZES[size]).train()
+        self.model = TorchBehrt(VOCAB_SIZE, **SIZES[size], stock=stock).train()
         self.loss = self.model.loss_packed if packed else self.model.loss_padded
         self.tx = torch.optim.AdamW(self.model.parameters(), lr=1e-3, weight_decay=0.01, fused=True)
         self.train()
@@ -201,10 +205,12 @@ def make_runs(size, args):
     few = packed_batches(sequences, max_tokens, max(round(rows * lengths.mean() / max_tokens), 1), args.steps)
     runs = {
         "torch padded": partial(TorchRun, padded, size, packed=False),
+        "torch stock": partial(TorchRun, padded, size, packed=False, stock=True),
         "torch packed": partial(TorchRun, packed, size, packed=True),
-        "packed": partial(OurRun, packed, size),
+        "packed": partial(OurRun, packed, size, **SAME_MODEL),
+        "packed, recipe": partial(OurRun, packed, size),
         "torch packed / few": partial(TorchRun, few, size, packed=True),
-        "packed / few": partial(OurRun, few, size),
+        "packed / few": partial(OurRun, few, size, **SAME_MODEL),
     }
     return {name: make() for name, make in runs.items() if not args.only or name in args.only.split(",")}
 
@@ -230,13 +236,13 @@ def keep_freed_memory() -> None:
 
 def print_table(title, runs, rates):
     """Medians, and ratios to both torch baselines (of batches of as many patients, for the runs marked few)."""
-    print(f"\n{title}\n{'':20}{'tokens/s':>10}{'slots used':>12}{'x torch padded':>16}{'x torch packed':>16}")
+    print(f"\n{title}\n{'':20}{'tokens/s':>10}{'slots used':>12}{'x torch padded':>16}{'x torch stock':>15}{'x torch packed':>16}")
     for name, run in runs.items():
         packed = "torch packed / few" if name.endswith("few") else "torch packed"
-        ratios = [
-            f"{np.median(rates[name] / rates[base]):.2f}" if base in rates else "-" for base in ("torch padded", packed)
-        ]
-        print(f"{name:20}{np.median(rates[name]):10.0f}{run.fill:12.0%}{ratios[0]:>16}{ratios[1]:>16}", flush=True)
+        bases = ("torch padded", "torch stock", packed)
+        ratios = [f"{np.median(rates[name] / rates[base]):.2f}" if base in rates else "-" for base in bases]
+        shown = f"{ratios[0]:>16}{ratios[1]:>15}{ratios[2]:>16}"
+        print(f"{name:20}{np.median(rates[name]):10.0f}{run.fill:12.0%}{shown}", flush=True)
 
 
 def main(argv=None):

@@ -42,7 +42,7 @@ from ehrjax.train.interrupt import Interrupted
 from experiments import build
 from experiments.benchmarks.label_efficiency_report import METRICS, SYSTEMS, draw, run_name, summarise, table
 from experiments.finetune import run_meta, train_task
-from experiments.prepare import Data, SplitData, labelled_subjects, prepare_data, prepare_task
+from experiments.prepare import Data, SplitData, even_share, labelled_subjects, prepare_data, prepare_task
 from experiments.pretrain import pretrain
 
 MAY_GROW = ("out", "fractions", "num_seeds")  # options that may differ when a study goes on
@@ -91,7 +91,7 @@ def prepare_study(args: argparse.Namespace, command: str) -> Study:
         kind = found["train"].labels.kind
         if kind not in METRICS:
             raise ValueError(f"--task={args.task} is a {kind} task, which has no AUROC: use one of another kind.")
-        rows = _even_share(len(found["val"].labels.times), args.max_val_rows)
+        rows = even_share(np.arange(len(found["val"].labels.times)), args.max_val_rows)
         labels = found["val"].labels.take(rows)
         found["val"] = _with_sequences(found["val"], labels, data.stores[0], data, configs[system])
         parts[system] = found
@@ -118,10 +118,6 @@ def _with_sequences(part: SplitData, labels: Labels, store, data: Data, config: 
     make = build_visit_level_sequences if part.level == "visit" else build_visit_sequences
     limits = {"max_visits": config.data.max_visits, "max_codes": config.data.max_codes}
     return SplitData(labels, make(store, data.vocab, labels, **limits), part.level)
-
-
-def _even_share(num_rows: int, limit: int) -> np.ndarray:
-    return np.linspace(0, num_rows - 1, min(limit, num_rows)).round().astype(np.int64)
 
 
 def fine_tune(study: Study, system: str, fraction: float, seed: int) -> dict[str, Any]:

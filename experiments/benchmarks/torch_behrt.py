@@ -11,7 +11,8 @@ from ehrjax.types import TokenBatch
 class TorchBehrt(nn.Module):
     """Embeddings, pre-LN `nn.TransformerEncoder` and masked-code head, in places and sizes as in ehrjax.
 
-    Dropout on attention probabilities is off, as ours has none; with it torch would leave its fused attention.
+    Dropout on attention probabilities is off, as ours has none (with it torch would leave its fused attention), unless
+    `stock`: then the layers are as torch makes them.
     """
 
     def __init__(
@@ -26,6 +27,7 @@ class TorchBehrt(nn.Module):
         dropout_rate=0.1,
         num_ages=120,
         max_visit_ids=128,
+        stock=False,
     ):
         super().__init__()
         self.num_heads = num_heads
@@ -36,10 +38,16 @@ class TorchBehrt(nn.Module):
         self.norm, self.dropout = nn.LayerNorm(embed_dim), nn.Dropout(dropout_rate)
         self.project = nn.Linear(embed_dim, hidden_dim)
         layer = nn.TransformerEncoderLayer(
-            hidden_dim, num_heads, 4 * hidden_dim, dropout_rate, activation=_gelu, batch_first=True, norm_first=True
+            hidden_dim,
+            num_heads,
+            4 * hidden_dim,
+            dropout_rate,
+            activation="gelu" if stock else _gelu,
+            batch_first=True,
+            norm_first=True,
         )
         self.encoder = nn.TransformerEncoder(layer, num_layers, nn.LayerNorm(hidden_dim), enable_nested_tensor=False)
-        for layer in self.encoder.layers:
+        for layer in () if stock else self.encoder.layers:
             layer.self_attn.dropout = 0.0
             layer.dropout = nn.Identity()  # ours has none between the two products of the feed-forward either
         self.head = nn.Sequential(

@@ -155,3 +155,15 @@ def test_what_json_cannot_hold_is_refused_and_nothing_is_written(tmp_path):
     with pytest.raises(TypeError):
         write_json(tmp_path / "r.json", {"a": object()})
     assert not list(tmp_path.iterdir())
+
+
+def test_embeddings_without_figures_and_a_pretraining_without_metrics(tmp_path):
+    """What a handful of patients, or an objective that predicts no codes, leaves."""
+    undefined = {"value": None, "low": None, "high": None, "reason": "no code is masked"}
+    results = {"model": None, "data": {}, "tasks": {}, "train": None}
+    results["embeddings"] = {"silhouette": None, "reason": "two patients"}
+    for test in ({}, {"mlm_accuracy": undefined}):
+        results["pretrain"] = {"val": test, "test": test, "baselines": {}}
+        page = write_report(tmp_path, results, {"name": "few"}).read_text()
+        assert "two patients" in page and "two patients" in results_table(results)
+        assert "0.000" not in results_table(results), "no figure is not a figure of 0"

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from ehrjax.data.token_batching import TokenBatches, count_tokens
-from ehrjax.models.pretraining import HEADS, Pretraining, is_last_visit, keep_only, show_masked, token_visits
+from ehrjax.models.pretraining import HEADS, Pretraining, is_last_visit, keep_only, show_masked
 from ehrjax.nn.heads import MaskedCodeHead, NextVisitHead, ProjectionHead
+from ehrjax.nn.sequence_pooling import token_visits
 from tests.encoders import assert_close, first_visits, make_encoder
 from tests.sequences import VOCAB_SIZE, make_sequences, random_params
 from tests.tokens import make_token_batch, pad_token_batch
