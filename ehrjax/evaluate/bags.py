@@ -1,5 +1,6 @@
 """Bags of codes: what the baselines see of each example, which is exactly what the model is shown."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,8 @@ from jaxtyping import Float, Int
 from ehrjax.types import Array, VisitSequences
 
 DENSE_NAMES = ("age_years", "num_visits", "num_codes", "history_days", "last_gap_days")
+# A month, half a year and a year back from the last visit that the model is shown.
+WINDOW_DAYS = (30.0, 180.0, 365.0)
 
 
 class Features(NamedTuple):
@@ -16,14 +19,22 @@ class Features(NamedTuple):
 
     counts: sp.csr_matrix  # [n, G] how often each code occurs
     dense: Float[Array, "n D"]
+    recent: tuple[sp.csr_matrix, ...] = ()  # the same counts, [n, G] each, within so many days of the last visit
 
 
 def bag_of_codes(
-    sequences: VisitSequences, vocab_size: int, *, level: str = "patient", rows: Int[Array, "n"] | None = None
+    sequences: VisitSequences,
+    vocab_size: int,
+    *,
+    level: str = "patient",
+    rows: Int[Array, "n"] | None = None,
+    windows: Sequence[float] = (),
 ) -> Features:
     """Bags of codes of all examples; a visit-level bag (`level="visit"`) is cumulative over the example's visits.
 
     `rows` chooses examples (or visits): of a large data set the cumulative bags of all visits do not fit into memory.
+    `windows` (days) asks for counts of recent visits too, those that began at most so long before the last one: the
+    model is not shown how long ago that was at the index time, so neither are the baselines.
     """
     if level not in ("patient", "visit"):
         raise ValueError(f"level={level!r} is unknown: use 'patient' or 'visit'.")
@@ -37,7 +48,13 @@ def bag_of_codes(
     num_visits = len(sequences.visit_offsets) - 1
     ones = np.ones(len(sequences.codes), np.float32)
     by_visit = sp.csr_matrix((ones, sequences.codes, sequences.visit_offsets), shape=(num_visits, vocab_size))
-    return Features((_sums_of_runs(first, last, num_visits) @ by_visit).tocsr(), _dense(sequences, first, last))
+    days = np.cumsum(sequences.gap_days, dtype=np.float64)
+
+    def counts_from(earliest: np.ndarray) -> sp.csr_matrix:
+        return (_sums_of_runs(earliest, last, num_visits) @ by_visit).tocsr()
+
+    recent = tuple(counts_from(np.maximum(np.searchsorted(days, days[last] - window), first)) for window in windows)
+    return Features(counts_from(first), _dense(sequences, days, first, last), recent)
 
 
 def _sums_of_runs(first: np.ndarray, last: np.ndarray, num_visits: int) -> sp.csr_matrix:
@@ -48,8 +65,7 @@ def _sums_of_runs(first: np.ndarray, last: np.ndarray, num_visits: int) -> sp.cs
     return sp.csr_matrix((np.ones(len(columns), np.float32), columns, offsets), shape=(len(first), num_visits))
 
 
-def _dense(sequences: VisitSequences, first: np.ndarray, last: np.ndarray) -> np.ndarray:
-    days = np.cumsum(sequences.gap_days, dtype=np.float64)
+def _dense(sequences: VisitSequences, days: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
     columns = (
         sequences.ages[last],
         last - first + 1,

@@ -63,3 +63,29 @@ def test_chosen_rows_are_those_rows_of_all(level):
     every, some = (bag_of_codes(sequences, VOCAB_SIZE, level=level, rows=r) for r in (None, rows))
     np.testing.assert_array_equal(some.counts.toarray(), every.counts.toarray()[rows])
     np.testing.assert_array_equal(some.dense, every.dense[rows])
+
+
+@pytest.mark.parametrize("level", ["patient", "visit"])
+def test_counts_of_late_are_those_of_visits_within_the_window(level):
+    sequences = make_sequences([3, 1, 6, 2], seed=2)
+    windows = (0.0, 200.0, 1e9)
+    bag = bag_of_codes(sequences, VOCAB_SIZE, level=level, windows=windows)
+    row = 0
+    for first, end in zip(sequences.example_offsets[:-1], sequences.example_offsets[1:], strict=True):
+        for last in range(first, end) if level == "visit" else [end - 1]:
+            for window, counts in zip(windows, bag.recent, strict=True):
+                expected = np.zeros(VOCAB_SIZE)
+                for visit in range(first, last + 1):
+                    days_ago = sequences.gap_days[visit + 1 : last + 1].astype(np.float64).sum()
+                    if days_ago <= window:
+                        codes = sequences.codes[sequences.visit_offsets[visit] : sequences.visit_offsets[visit + 1]]
+                        np.add.at(expected, codes, 1)
+                np.testing.assert_array_equal(counts[row].toarray()[0], expected)
+            row += 1
+    assert row == len(bag.dense)
+    np.testing.assert_array_equal(bag.recent[-1].toarray(), bag.counts.toarray())
+
+
+def test_a_visit_exactly_as_long_ago_as_the_window_counts(two_patients):
+    bag = bag_of_codes(two_patients, 8, windows=(499.0, 500.0, 865.0))
+    assert [counts[0, 5:].toarray()[0].tolist() for counts in bag.recent] == [[1, 0, 0], [1, 0, 0], [2, 1, 0]]

@@ -49,7 +49,7 @@ def test_one_class_in_train_leaves_prevalence_alone(features):
     labels = {split: np.zeros((n, 1)) for split, n in SIZES.items()}
     fitted = ours.fit_baselines("binary", features, labels)
     assert fitted["prevalence"].scores["test"].tolist() == [[0.0]] * SIZES["test"]
-    for name in ("logistic", "boosting"):
+    for name in ("visit_count", "logistic", "boosting"):
         assert fitted[name].scores is None and fitted[name].reason == "train holds one class only"
 
 
@@ -86,7 +86,7 @@ def test_class_that_train_lacks_has_probability_zero(features):
 
 
 def test_unknown_baseline_is_refused(features):
-    with pytest.raises(ValueError, match="'forest' is unknown: use prevalence, logistic, boosting"):
+    with pytest.raises(ValueError, match="'forest' is unknown: use prevalence, visit_count, logistic, boosting"):
         ours.fit_baselines("binary", features, _labels("binary", features), names=("forest",))
 
 
@@ -137,3 +137,27 @@ def test_boosting_stops_early_at_the_round_that_val_likes_best(features):
     noise = {split: (rng.random((n, 1)) < 0.5).astype(float) for split, n in SIZES.items()}
     rounds = ours.fit_baselines("binary", features, noise, names=("boosting",))["boosting"].settings["rounds"][0]
     assert rounds < 30  # pure noise: more rounds only fit train
+
+
+def test_visit_count_ranks_by_the_number_of_visits_and_by_nothing_else(features):
+    labels = {split: (part.dense[:, 1:] > 0.6).astype(float) for split, part in features.items()}
+    fitted = ours.fit_baselines("binary", features, labels, names=("visit_count",))["visit_count"]
+    num_visits = features["test"].dense[:, 1]  # the place of the number of visits among the dense features
+    scores = fitted.scores["test"][:, 0]
+    assert (np.diff(scores[np.argsort(num_visits)]) >= 0).all() and np.ptp(scores) > 0.3
+
+
+def test_a_signal_in_recent_counts_alone_is_found(features):
+    rng = np.random.default_rng(3)
+    windows = {
+        split: sp.csr_matrix(rng.poisson(0.5, part.counts.shape).astype(np.float32)) for split, part in features.items()
+    }
+    with_windows = {split: part._replace(recent=(windows[split],)) for split, part in features.items()}
+    labels = {split: (windows[split][:, [4]].toarray() > 0).astype(float) for split in features}
+    subjects = np.arange(SIZES["test"])
+    for name in ("logistic", "boosting"):
+        values = []
+        for shown in (features, with_windows):
+            scores = ours.fit_baselines("binary", shown, labels, names=(name,))[name].scores["test"]
+            values.append(evaluate("binary", labels["test"], scores, None, subjects, num_resamples=0)["auroc"]["value"])
+        assert values[0] < 0.65 and values[1] > 0.95
