@@ -45,6 +45,8 @@ class Behrt(nn.Module):
     learned positions, the last one beside the rotary ones).
     """
 
+    reads_columns = True  # not a field: what models/pretraining.py asks of an encoder
+
     vocab_size: int
     embed_dim: int = 64
     hidden_dim: int = 128
@@ -68,8 +70,19 @@ class Behrt(nn.Module):
     path: str | None = None
 
     @nn.compact
-    def __call__(self, batch: TokenBatch, *, train: bool = False, causal: bool | None = None) -> Outputs:
-        """Return `tokens` [B T H], `hidden` [B V H] (at each visit's [SEP]), `pooled` [B S H] and logits."""
+    def __call__(
+        self,
+        batch: TokenBatch,
+        *,
+        train: bool = False,
+        causal: bool | None = None,
+        columns: Int[Array, "B M"] | None = None,
+    ) -> Outputs:
+        """Return `tokens` [B T H], `hidden` [B V H] (at each visit's [SEP]), `pooled` [B S H] and logits.
+
+        With `columns`, only `tokens` [B M H] at these: what is asked of some tokens costs less than a whole pass. A
+        head on visits (pooling "last", or level "visit") asks for those alone, and then `tokens` is None.
+        """
         causal = self.causal if causal is None else causal
         self._check(causal)
         dropout = Dropout(self.dropout_rate)
@@ -88,8 +101,14 @@ class Behrt(nn.Module):
         )
         segments = (visit_segments(batch), batch.segment_ids) if self.visit_heads else batch.segment_ids
         positions = batch.positions if self.position == "rotary" else None
-        tokens = encoder(inputs, segments, positions, causal=causal, train=train)
-        hidden = gather_visits(tokens, batch)
+        if columns is not None:
+            return Outputs(tokens=encoder(inputs, segments, positions, columns, causal=causal, train=train))
+        if self.num_outputs and self.pooling == "last":
+            tokens, states = None, encoder(inputs, segments, positions, batch.visit_ends, causal=causal, train=train)
+            hidden = jnp.where(batch.visit_mask[..., None], states, 0)
+        else:
+            tokens = encoder(inputs, segments, positions, causal=causal, train=train)
+            hidden = gather_visits(tokens, batch)
         pooled = pool_sequences(self.pooling, tokens, hidden, batch)
         logits = None
         if self.num_outputs:

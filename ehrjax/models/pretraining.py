@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ehrjax.nn.heads import MaskedCodeHead, NextVisitHead, ProjectionHead
-from ehrjax.nn.segments import sequence_bounds, to_parts
+from ehrjax.nn.segments import sequence_bounds, take_columns, to_parts
 from ehrjax.nn.sequence_pooling import pool_sequences, token_visits
 from ehrjax.types import MaskedCodes, Outputs, TokenBatch
 
@@ -50,7 +50,7 @@ class Pretraining(nn.Module):
         outputs = self.encoder(batch, train=train)
         if self.is_initializing():
             if "mlm" in self.heads:
-                self._decode_masked(outputs.tokens, jnp.zeros((batch.tokens.shape[0], 1), jnp.int32))
+                self._decode_masked(outputs.tokens[:, :1])
             if hasattr(self, "next_visit_head"):
                 self.next_visit_head(outputs.hidden)
             if "contrastive" in self.heads:
@@ -61,12 +61,16 @@ class Pretraining(nn.Module):
         """Logits at the masked positions alone, from all other tokens; the true tokens there are not read."""
         self._check_token_states()
         masked = _require(batch.masked, "masked", "mask_rate")
-        outputs = self.encoder(show_masked(batch, masked), train=train, causal=False)
-        return self._only_predicted(self._decode_masked(outputs.tokens, masked.positions))
+        states = self._states_at(masked.positions, show_masked(batch, masked), causal=False, train=train)
+        return self._only_predicted(self._decode_masked(states))
 
     def next_visit_logits(self, batch: TokenBatch, train: bool = False) -> Float[Array, "B V G"]:
         """Logits of the codes of visit v + 1 in column v, from the visits up to v, in one causal pass."""
-        return self._only_predicted(self.next_visit_head(self.encoder(batch, train=train, causal=True).hidden))
+        if reads_columns(self.encoder):
+            hidden = self._states_at(batch.visit_ends, batch, causal=True, train=train)
+        else:
+            hidden = self.encoder(batch, train=train, causal=True).hidden
+        return self._only_predicted(self.next_visit_head(hidden))
 
     def pooled_next_visit_logits(self, batch: TokenBatch, train: bool = False) -> Float[Array, "B S G"]:
         """Logits of the codes of each sequence's last visit, from the pooled visits before it."""
@@ -92,8 +96,13 @@ class Pretraining(nn.Module):
         is_predicted = np.asarray(self.code_tokens) == np.arange(self.vocab_size)
         return jnp.where(is_predicted.reshape((1,) * (logits.ndim - 1) + (-1,)), logits, -1e30)
 
-    def _decode_masked(self, tokens, positions):
-        states = jnp.take_along_axis(tokens, positions[..., None], axis=1)
+    def _states_at(self, columns, batch, *, causal, train):
+        """Token states [B M D] at some columns, by computing no others where the encoder can."""
+        if reads_columns(self.encoder):
+            return self.encoder(batch, train=train, causal=causal, columns=columns).tokens
+        return take_columns(self.encoder(batch, train=train, causal=causal).tokens, columns)
+
+    def _decode_masked(self, states):
         # Only a bound encoder that has run holds its parameters while they are being made.
         table = self.encoder.variables["params"]["embedding"]["embedding"] if self.tie_embeddings else None
         return self.mlm_head(states, table)
@@ -109,6 +118,11 @@ class Pretraining(nn.Module):
 def has_token_states(encoder: nn.Module) -> bool:
     """Whether the model computes `Outputs.tokens`, and can then also read both ways."""
     return getattr(encoder, "has_token_states", True)
+
+
+def reads_columns(encoder: nn.Module) -> bool:
+    """Whether the model can compute the states of some columns alone (`columns` of its call)."""
+    return getattr(encoder, "reads_columns", False)
 
 
 def show_masked(batch: TokenBatch, masked: MaskedCodes) -> TokenBatch:

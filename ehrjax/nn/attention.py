@@ -21,24 +21,28 @@ _MASKED = -1e30  # finite, so that a difference of two masked scores is no NaN
 
 
 def attend(
-    q: Float[Array, "B T N H"],
+    q: Float[Array, "B M N H"],
     k: Float[Array, "B T N H"],
     v: Float[Array, "B T N H"],
     segment_ids: Int[Array, "B T"],
+    columns: Int[Array, "B M"] | None = None,
     *,
     causal: bool,
     path: str | None = None,
-) -> Float[Array, "B T N H"]:
+) -> Float[Array, "B M N H"]:
     """Softmax(q k / sqrt(H)) v within segments, in the dtype of `v`; scores and softmax are float32.
 
-    `path` is one of PATHS, or None for the best one on the default device (see `choose_path`).
+    The queries are those of all T columns in order, or of `columns`. `path` is one of PATHS, or None for the best one
+    on the default device (see `choose_path`); the kernels of a GPU take queries of all columns only.
     """
     if path is None:
         path = choose_path(jax.default_backend(), q.shape[1], q.shape[-1], q.dtype)
     if path not in PATHS:
         raise ValueError(f"path={path!r} is not known: use None or one of {', '.join(PATHS)}.")
+    if columns is not None:
+        path = path if path in ("dense", "chunked") else choose_path("cpu", k.shape[1], k.shape[-1], k.dtype)
     compute = {"dense": _dense, "chunked": _chunked, "pallas": _pallas, "cudnn": _cudnn}[path]
-    return compute(q, k, v, segment_ids, causal)
+    return compute(q, k, v, segment_ids, causal, *(() if columns is None else (columns,)))
 
 
 def choose_path(backend: str, num_tokens: int, head_dim: int, dtype) -> str:
@@ -49,18 +53,20 @@ def choose_path(backend: str, num_tokens: int, head_dim: int, dtype) -> str:
 
 
 def segment_mask(
-    segment_ids: Int[Array, "B T"], key_segment_ids: Int[Array, "B S"], *, causal: bool, start: int | Int[Array, ""] = 0
-) -> Bool[Array, "B T S"]:
-    """Which keys (columns 0..S) each query (columns start..start + T) sees."""
-    mask = segment_ids[:, :, None] == key_segment_ids[:, None, :]
-    if causal:
-        columns = start + jnp.arange(segment_ids.shape[1])
-        mask &= (columns[:, None] >= jnp.arange(key_segment_ids.shape[1])[None, :])[None]
-    return mask
+    segment_ids: Int[Array, "B T"], columns: Int[Array, "B M"] | None = None, *, causal: bool
+) -> Bool[Array, "B M T"]:
+    """Which of the T keys each query sees; the queries are those of all columns in order, or of `columns`."""
+    num_keys = segment_ids.shape[1]
+    if columns is None:
+        columns, asking = jnp.arange(num_keys)[None], segment_ids
+    else:
+        asking = jnp.take_along_axis(jnp.asarray(segment_ids), columns, axis=1)
+    mask = asking[:, :, None] == segment_ids[:, None, :]
+    return mask & (columns[:, :, None] >= jnp.arange(num_keys)[None, None]) if causal else mask
 
 
-def _dense(q, k, v, segment_ids, causal):
-    return _attend_masked(q, k, v, segment_mask(segment_ids, segment_ids, causal=causal))
+def _dense(q, k, v, segment_ids, causal, columns=None):
+    return _attend_masked(q, k, v, segment_mask(segment_ids, columns, causal=causal))
 
 
 def _attend_masked(q, k, v, mask):
@@ -71,37 +77,39 @@ def _attend_masked(q, k, v, mask):
     return jnp.swapaxes(probabilities.astype(v.dtype) @ v, 1, 2)
 
 
-def _chunked(q, k, v, segment_ids, causal):
+def _chunked(q, k, v, segment_ids, causal, columns=None):
     """A loop over blocks of queries, each recomputed in the backward pass: one block's scores live at a time.
 
-    Causal queries go in a few bands, each with the keys up to the band's end: later ones are seen by none of it.
+    Causal queries of all columns go in a few bands, each with the keys up to its end: later ones are seen by none of
+    it.
     """
-    num_tokens = q.shape[1]
-    q, k, v, segment_ids = _pad_tokens(q, k, v, segment_ids, multiple=BLOCK)
-    num_blocks = q.shape[1] // BLOCK
-    blocks = (_to_blocks(q), _to_blocks(segment_ids), BLOCK * jnp.arange(num_blocks))
-    band = -(-num_blocks // BANDS) if causal else num_blocks
+    num_queries, in_order = q.shape[1], columns is None
+    columns = jnp.broadcast_to(jnp.arange(num_queries)[None], q.shape[:2]) if in_order else columns
+    missing = ((0, 0), (0, -num_queries % BLOCK))
+    blocks = (_to_blocks(jnp.pad(q, (*missing, (0, 0), (0, 0)))), _to_blocks(jnp.pad(columns, missing)))
+    num_blocks = len(blocks[0])
+    band = -(-num_blocks // BANDS) if causal and in_order else num_blocks
     outputs = []
     for first in range(0, num_blocks, band):
         last = min(first + band, num_blocks)
-        keys = slice(0, last * BLOCK if causal else None)
+        keys = slice(0, last * BLOCK if band < num_blocks else None)
         attend_block = _make_attend_block(k[:, keys], v[:, keys], segment_ids[:, keys], causal)
         outputs.append(jax.lax.map(attend_block, jax.tree.map(lambda x, f=first, n=last: x[f:n], blocks)))
     outputs = jnp.moveaxis(jnp.concatenate(outputs), 0, 1)
-    return outputs.reshape(q.shape)[:, :num_tokens]
+    return outputs.reshape(len(q), -1, *q.shape[2:])[:, :num_queries]
 
 
-def _make_attend_block(k, v, key_segments, causal):
+def _make_attend_block(k, v, segment_ids, causal):
     @jax.checkpoint
     def attend_block(block):
-        q, segments, start = block
-        return _attend_masked(q, k, v, segment_mask(segments, key_segments, causal=causal, start=start))
+        q, columns = block
+        return _attend_masked(q, k, v, segment_mask(segment_ids, columns, causal=causal))
 
     return attend_block
 
 
 def _to_blocks(array):
-    """[B T ..] -> [T / BLOCK, B, BLOCK, ..]."""
+    """[B M ..] -> [M / BLOCK, B, BLOCK, ..]."""
     return jnp.moveaxis(array.reshape(array.shape[0], -1, BLOCK, *array.shape[2:]), 1, 0)
 
 
@@ -127,5 +135,5 @@ def _pallas(q, k, v, segment_ids, causal, *, interpret=False):
 
 
 def _cudnn(q, k, v, segment_ids, causal):
-    mask = segment_mask(segment_ids, segment_ids, causal=causal)[:, None]
+    mask = segment_mask(segment_ids, causal=causal)[:, None]
     return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")

@@ -4,7 +4,7 @@
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 
 def sequence_bounds(
@@ -20,3 +20,8 @@ def sequence_bounds(
 def to_parts(values: Shaped[Array, "B S"], segment_ids: Int[Array, "B X"]) -> Shaped[Array, "B X"]:
     """The value of the sequence that each part belongs to; padding gets that of the row's first sequence."""
     return jnp.take_along_axis(values, jnp.maximum(segment_ids - 1, 0), axis=1)
+
+
+def take_columns(states: Float[Array, "B X D"], columns: Int[Array, "B Y"]) -> Float[Array, "B Y D"]:
+    """The states at these columns of each row."""
+    return jnp.take_along_axis(states, columns[..., None], axis=1)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ehrjax.nn.segments import take_columns
 from ehrjax.types import TokenBatch
 
 SEQUENCE_POOLINGS = ("last", "cls", "mean", "max")
@@ -12,7 +13,7 @@ _LOWEST = -1e9  # below every state, yet finite in every dtype
 
 def gather_visits(tokens: Float[Array, "B T D"], batch: TokenBatch) -> Float[Array, "B V D"]:
     """State of the [SEP] that closes each visit; zeros where `visit_mask` is False."""
-    return jnp.where(batch.visit_mask[..., None], _take(tokens, batch.visit_ends), 0)
+    return jnp.where(batch.visit_mask[..., None], take_columns(tokens, batch.visit_ends), 0)
 
 
 def pool_sequences(
@@ -27,10 +28,10 @@ def pool_sequences(
     if method == "last":
         found = _members(batch.visit_segments, num_sequences)
         last = _last(found)
-        return jnp.where(found.any(-1)[..., None], _take(hidden, last), 0)
+        return jnp.where(found.any(-1)[..., None], take_columns(hidden, last), 0)
     found = _members(batch.segment_ids, num_sequences)
     if method == "cls":
-        return jnp.where(found.any(-1)[..., None], _take(tokens, jnp.argmax(found, axis=-1)), 0)
+        return jnp.where(found.any(-1)[..., None], take_columns(tokens, jnp.argmax(found, axis=-1)), 0)
     is_code = batch.code_visits >= 0
     found &= is_code[:, None]
     if method == "mean":
@@ -39,7 +40,7 @@ def pool_sequences(
     if method == "max":
         highest = _running_max(jnp.where(is_code[..., None], tokens, _LOWEST), batch.segment_ids)
         last = _last(found)
-        return jnp.where(found.any(-1)[..., None], _take(highest, last), 0)
+        return jnp.where(found.any(-1)[..., None], take_columns(highest, last), 0)
     raise ValueError(f"pooling={method!r} is not known: use one of {', '.join(SEQUENCE_POOLINGS)}.")
 
 
@@ -76,7 +77,3 @@ def _running_max(states: Float[Array, "B T D"], segment_ids: Int[Array, "B T"]) 
         return left_starts | right_starts, jnp.where(right_starts, right_max, jnp.maximum(left_max, right_max))
 
     return jax.lax.associative_scan(merge, (starts[..., None], states), axis=1)[1]
-
-
-def _take(states: Float[Array, "B X D"], columns: Int[Array, "B Y"]) -> Float[Array, "B Y D"]:
-    return jnp.take_along_axis(states, columns[..., None], axis=1)

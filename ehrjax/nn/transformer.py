@@ -10,10 +10,12 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, DTypeLike, Float, Int
 
 from ehrjax.nn.attention import attend
 from ehrjax.nn.dropout import Dropout
+from ehrjax.nn.segments import take_columns
 
 EPSILON = 1e-5  # of LayerNorm, as in torch
 
@@ -51,12 +53,35 @@ gelu.defvjp(lambda inputs: (gelu(inputs), inputs), _gelu_backward)
 Segments = Int[Array, "B T"] | tuple[Int[Array, "B T"], ...]
 
 
+class QkvDense(nn.Module):
+    """Queries, keys and values of width D each by one matrix [D 3D]; with `columns`, queries of these alone."""
+
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(
+        self, inputs: Float[Array, "B T D"], columns: Int[Array, "B M"] | None
+    ) -> tuple[Float[Array, "B M D"], Float[Array, "B T D"], Float[Array, "B T D"]]:
+        width = inputs.shape[-1]
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (width, 3 * width))
+        bias = self.param("bias", nn.initializers.zeros_init(), (3 * width,))
+        inputs, kernel, bias = promote_dtype(inputs, kernel, bias, dtype=self.dtype)
+
+        def project(states, part):
+            return states @ kernel[:, part] + bias[part][None, None]
+
+        if columns is None:
+            return tuple(jnp.split(project(inputs, slice(None)), 3, axis=-1))
+        queries = project(take_columns(inputs, columns), slice(None, width))
+        return queries, *jnp.split(project(inputs, slice(width, None)), 2, axis=-1)
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention within segments; queries, keys and values come from one product `qkv`.
 
     Several arrays of segment ids share the heads evenly: some heads may see a patient, others a visit. With
-    `positions`, queries and keys are rotated by them (`rotate`). `path` says how attention is computed
-    (`ehrjax.nn.attention.PATHS`), None for the best on the device.
+    `positions`, queries and keys are rotated by them (`rotate`). With `columns`, only these ask and only their states
+    come back. `path` says how attention is computed (`ehrjax.nn.attention.PATHS`), None for the best on the device.
     """
 
     num_heads: int
@@ -69,9 +94,10 @@ class SelfAttention(nn.Module):
         inputs: Float[Array, "B T D"],
         segment_ids: Segments,
         positions: Int[Array, "B T"] | None = None,
+        columns: Int[Array, "B M"] | None = None,
         *,
         causal: bool,
-    ) -> Float[Array, "B T D"]:
+    ) -> Float[Array, "B M D"]:
         width = inputs.shape[-1]
         groups = segment_ids if isinstance(segment_ids, tuple) else (segment_ids,)
         if width % self.num_heads or self.num_heads % len(groups):
@@ -79,18 +105,20 @@ class SelfAttention(nn.Module):
                 f"num_heads={self.num_heads} must divide width={width} and be a multiple of {len(groups)}, the number "
                 "of groups of heads."
             )
-        projected = nn.Dense(3 * width, dtype=self.dtype, name="qkv")(inputs)
-        q, k, v = jnp.split(projected.reshape(*inputs.shape[:2], 3 * self.num_heads, -1), 3, axis=2)
+        q, k, v = (
+            x.reshape(*x.shape[:2], self.num_heads, -1) for x in QkvDense(self.dtype, name="qkv")(inputs, columns)
+        )
         if positions is not None:
-            q, k = rotate(q, positions), rotate(k, positions)
+            asking = positions if columns is None else jnp.take_along_axis(positions, columns, axis=1)
+            q, k = rotate(q, asking), rotate(k, positions)
         share = self.num_heads // len(groups)
         heads = [slice(first, first + share) for first in range(0, self.num_heads, share)]
         parts = [
-            attend(q[:, :, part], k[:, :, part], v[:, :, part], ids, causal=causal, path=self.path)
+            attend(q[:, :, part], k[:, :, part], v[:, :, part], ids, columns, causal=causal, path=self.path)
             for part, ids in zip(heads, groups, strict=True)
         ]
         outputs = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=2)
-        return nn.Dense(width, dtype=self.dtype, name="out")(outputs.reshape(inputs.shape))
+        return nn.Dense(width, dtype=self.dtype, name="out")(outputs.reshape(*q.shape[:2], width))
 
 
 class FeedForward(nn.Module):
@@ -107,7 +135,10 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-LN block: x + dropout(attention(norm(x))), then x + dropout(feed-forward(norm(x)))."""
+    """Pre-LN block: x + dropout(attention(norm(x))), then x + dropout(feed-forward(norm(x))).
+
+    With `columns`, of these columns of x alone; the attention still sees all.
+    """
 
     num_heads: int
     ffn_dim: int
@@ -121,14 +152,17 @@ class Block(nn.Module):
         inputs: Float[Array, "B T D"],
         segment_ids: Segments,
         positions: Int[Array, "B T"] | None = None,
+        columns: Int[Array, "B M"] | None = None,
         *,
         causal: bool,
         train: bool,
-    ) -> Float[Array, "B T D"]:
+    ) -> Float[Array, "B M D"]:
         dropout = Dropout(self.dropout_rate)
         attention = SelfAttention(self.num_heads, self.dtype, self.path, name="attention")
         normed = LayerNorm(dtype=self.dtype, name="attention_norm")(inputs)
-        inputs = inputs + dropout(attention(normed, segment_ids, positions, causal=causal), train=train)
+        attended = attention(normed, segment_ids, positions, columns, causal=causal)
+        inputs = inputs if columns is None else take_columns(inputs, columns)
+        inputs = inputs + dropout(attended, train=train)
         normed = LayerNorm(dtype=self.dtype, name="ffn_norm")(inputs)
         return inputs + dropout(FeedForward(self.ffn_dim, self.dtype, name="ffn")(normed), train=train)
 
@@ -157,25 +191,37 @@ class Encoder(nn.Module):
         inputs: Float[Array, "B T D"],
         segment_ids: Segments,
         positions: Int[Array, "B T"] | None = None,
+        columns: Int[Array, "B M"] | None = None,
         *,
         causal: bool,
         train: bool = False,
-    ) -> Float[Array, "B T D"]:
-        def run(block, carry, segment_ids, positions):
-            return block(carry, segment_ids, positions, causal=causal, train=train), None
+    ) -> Float[Array, "B M D"]:
+        """States of all columns, or of `columns` alone: the same numbers, and the last block computes no others."""
+        block = Block(self.num_heads, self.ffn_dim, self.dropout_rate, self.dtype, self.path, parent=None)
+        inputs = inputs.astype(jnp.float32 if self.dtype is None else self.dtype)
 
-        block = Block(self.num_heads, self.ffn_dim, self.dropout_rate, self.dtype, self.path, name="layers")
-        scan = nn.scan(
-            nn.remat(run, prevent_cse=False) if self.remat else run,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=nn.broadcast,
-            length=self.num_layers,
-            unroll=self.unroll or (self.num_layers if jax.default_backend() == "cpu" else 1),
-        )
-        dtype = jnp.float32 if self.dtype is None else self.dtype
-        outputs, _ = scan(block, inputs.astype(dtype), segment_ids, positions)
-        return LayerNorm(dtype=self.dtype, name="norm")(outputs)
+        def init_layers(key):
+            make = partial(block.init, inputs=inputs, segment_ids=segment_ids, positions=positions)
+            keys = jax.random.split(key, self.num_layers)
+            return jax.vmap(lambda key: make(key, causal=causal, train=False)["params"])(keys)
+
+        def run(states, layer, columns=None):
+            params, key = layer
+            rngs = None if key is None else {"dropout": key}
+            call = partial(block.apply, rngs=rngs, causal=causal, train=train)
+            return call({"params": params}, states, segment_ids, positions, columns), None
+
+        drops = train and self.dropout_rate > 0
+        keys = jax.random.split(self.make_rng("dropout"), self.num_layers) if drops else None
+        layers = (self.param("layers", init_layers), keys)
+        run = jax.checkpoint(run, prevent_cse=False) if self.remat else run
+        unroll = self.unroll or (self.num_layers if jax.default_backend() == "cpu" else 1)
+        if columns is None:
+            states, _ = jax.lax.scan(run, inputs, layers, unroll=unroll)
+        else:
+            states, _ = jax.lax.scan(run, inputs, jax.tree.map(lambda x: x[:-1], layers), unroll=max(unroll - 1, 1))
+            states, _ = run(states, jax.tree.map(lambda x: x[-1], layers), columns)
+        return LayerNorm(dtype=self.dtype, name="norm")(states)
 
 
 def rotate(states: Float[Array, "B T N H"], positions: Int[Array, "B T"]) -> Float[Array, "B T N H"]:

@@ -54,6 +54,26 @@ def test_scan_equals_a_loop_over_blocks(params, context):
         assert_close(outputs, expected)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 1}, {"remat": True, "unroll": 1}, {"path": "chunked"}])
+def test_states_of_some_columns_are_those_of_all(params, options, causal):
+    columns = np.array([[6, 2, 2], [0, 4, 6]])
+    sizes = SIZES | options
+    params = params | {"layers": jax.tree.map(lambda x: x[: sizes["num_layers"]], params["layers"])}
+
+    def loss(params, columns):
+        context = ((VISITS, SEGMENTS), POSITIONS)
+        states = Encoder(**sizes).apply({"params": params}, INPUTS, *context, columns, causal=causal)
+        states = states if columns is not None else states[np.arange(2)[:, None], chosen]
+        return (states**3).sum(), states
+
+    chosen = columns
+    expected = jax.grad(loss, has_aux=True)(params, None)
+    result = jax.grad(loss, has_aux=True)(params, columns)
+    assert_close(result[1], expected[1])
+    assert_close(result[0], expected[0], 1e-4)
+
+
 @pytest.mark.parametrize("options", [{"unroll": 1}, {"remat": True}, {"remat": True, "unroll": 2}])
 def test_unrolling_and_recomputing_change_no_number(params, options):
     expected = run(params, train=True, dropout_rate=0.3)
