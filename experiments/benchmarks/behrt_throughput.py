@@ -235,10 +235,9 @@ def keep_freed_memory() -> None:
 
 
 def print_table(title, runs, rates):
-    """Medians, and ratios to both torch baselines (of batches of as many patients, for the runs marked few)."""
-    print(
-        f"\n{title}\n{'':20}{'tokens/s':>10}{'slots used':>12}{'x torch padded':>16}{'x torch stock':>15}{'x torch packed':>16}"
-    )
+    """Medians, and ratios to the torch baselines (of batches of as many patients, for the runs marked few)."""
+    columns = f"{'tokens/s':>10}{'slots used':>12}{'x torch padded':>16}{'x torch stock':>15}{'x torch packed':>16}"
+    print(f"\n{title}\n{'':20}{columns}")
     for name, run in runs.items():
         packed = "torch packed / few" if name.endswith("few") else "torch packed"
         bases = ("torch padded", "torch stock", packed)
