@@ -1,25 +1,42 @@
 """Which metrics a kind of task has, and their table with intervals as results.json holds it."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from ehrjax.metrics import calibration, classification, multioutput, ranking, regression
 from ehrjax.metrics.bootstrap import NUM_RESAMPLES, bootstrap
-from ehrjax.metrics.weighted import bind
+from ehrjax.metrics.survival import survival_metrics
+from ehrjax.metrics.weighted import bind, weighted
 from ehrjax.types import Array
 
-KINDS = ("binary", "multiclass", "multilabel", "regression")
+KINDS = ("binary", "multiclass", "multilabel", "regression", "survival")
 TOP_K = (5, 10)
 
 
-def metrics_for(kind: str, *, threshold: float = 0.5, num_outputs: int | None = None) -> dict[str, Callable[..., Any]]:
+class Horizons(NamedTuple):
+    """What the scores of a survival task are: the incidence of each cause at each horizon, causes first [n, R * H]."""
+
+    causes: tuple[str, ...]
+    days: tuple[float, ...]
+
+    def columns(self, cause: int) -> slice:
+        """Columns of the cause numbered from 1."""
+        return slice((cause - 1) * len(self.days), cause * len(self.days))
+
+
+def metrics_for(
+    kind: str, *, threshold: float = 0.5, num_outputs: int | None = None, horizons: Horizons | None = None
+) -> dict[str, Callable[..., Any]]:
     """Metric functions of a kind of task by their name in results.json.
 
-    `threshold` decides F1 and its kin; top-k metrics with k >= num_outputs, which say nothing, are left out.
+    `threshold` decides F1 and its kin; top-k metrics with k >= num_outputs, which say nothing, are left out. Survival
+    needs `horizons`; the metrics of its first cause have plain names, those of others end in the cause's.
     """
+    if kind == "survival":
+        return _survival_metrics(horizons)
     if kind == "binary":
         return _binary_metrics(threshold)
     if kind == "multiclass":
@@ -52,15 +69,17 @@ def evaluate(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
     threshold: float = 0.5,
+    horizons: Horizons | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Every metric of the kind as {"value", "low", "high"}, 95 % interval from a patient-level bootstrap.
 
-    Labels [n] or [n, K]; multi-class labels are class numbers, [n] or [n, 1]. Rows (multi-label: entries) masked False
-    do not count. An undefined metric has value null and a "reason"; "resamples_undefined" counts dropped resamples.
+    Labels [n] or [n, K]; multi-class labels are class numbers, [n] or [n, 1], those of survival (days, event). Rows
+    (multi-label: entries) masked False do not count. An undefined metric has value null and a "reason";
+    "resamples_undefined" counts dropped resamples.
     """
     labels, scores, subject_ids = known_rows(kind, labels, scores, mask, subject_ids)
     num_outputs = scores.shape[1] if scores.ndim == 2 else None
-    metrics = metrics_for(kind, threshold=threshold, num_outputs=num_outputs)
+    metrics = metrics_for(kind, threshold=threshold, num_outputs=num_outputs, horizons=horizons)
     intervals = bootstrap(metrics, labels, scores, subject_ids, num_resamples=num_resamples, seed=seed)
     table = {}
     for name, interval in intervals.items():
@@ -85,6 +104,9 @@ def known_rows(
         labels = np.where(known, labels, np.nan).astype(np.float64)
         rows = np.flatnonzero(known.any(axis=1))
         return labels[rows], scores[rows], subject_ids[rows]
+    if kind == "survival":
+        rows = np.flatnonzero(known.all(axis=1))
+        return labels[rows].astype(np.float64), scores[rows], subject_ids[rows]
     labels, known = (x[:, 0] if x.ndim == 2 else x for x in (labels, known))
     if kind != "multiclass" and scores.ndim == 2:
         scores = scores[:, 0]
@@ -138,6 +160,27 @@ def _multilabel_metrics(threshold: float, num_outputs: int | None) -> dict[str, 
     return metrics
 
 
+def _survival_metrics(horizons: Horizons | None) -> dict[str, Callable[..., Any]]:
+    if horizons is None:
+        raise ValueError("survival metrics need the horizons of the scores: pass horizons=Horizons(causes, days).")
+    table = {}
+    for cause, name in enumerate(horizons.causes, 1):
+        suffix = "" if cause == 1 else f"_{name}"
+        for metric_name, metric in survival_metrics(horizons.days, cause=cause).items():
+            table[metric_name + suffix] = _on_columns(metric, horizons.columns(cause))
+    return table
+
+
+def _on_columns(metric: Callable[..., Any], columns: slice) -> Callable[..., Any]:
+    """The metric on some columns of the scores."""
+
+    def prepare(labels, scores):
+        return metric.prepare(labels, np.asarray(scores)[:, columns])
+
+    prepare.__name__, prepare.__doc__ = metric.__name__, metric.__doc__
+    return weighted(prepare)
+
+
 def _or_none(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
@@ -149,6 +192,9 @@ def _reason_undefined(kind: str, labels: np.ndarray, scores: np.ndarray) -> str:
         return "no row has a known label"
     if kind == "binary" and len(np.unique(labels)) == 1:
         return f"all {num_rows} labels are {labels[0]:g}: both classes are needed"
+    if kind == "survival":
+        num_events = int((labels[:, 1] > 0).sum())
+        return f"not defined on these {num_rows} rows with {num_events} events: no pair or no follow-up to compare"
     if kind == "regression" and len(np.unique(labels)) == 1:
         return f"all {num_rows} labels equal {labels[0]:g}"
     if np.all(scores == scores[:1]):

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from ehrjax.metrics import best_threshold, classification, evaluate, metrics_for, multioutput
+from ehrjax.metrics.summary import Horizons
+from ehrjax.metrics.survival import concordance
 
 
 def test_single_class_gives_null_with_a_reason():
@@ -34,7 +36,9 @@ def test_everything_masked():
 
 
 def test_unknown_kind_and_wrong_mask_are_refused():
-    with pytest.raises(ValueError, match="kind='survival' is unknown: use one of binary"):
+    with pytest.raises(ValueError, match="kind='ordinal' is unknown: use one of binary"):
+        metrics_for("ordinal")
+    with pytest.raises(ValueError, match="need the horizons"):
         metrics_for("survival")
     with pytest.raises(ValueError, match="mask has shape"):
         evaluate("binary", [0, 1], [0.1, 0.2], [True], [1, 2])
@@ -81,3 +85,21 @@ def test_threshold_is_chosen_on_known_entries():
     assert table["micro_f1"]["low"] is None
     assert best_threshold("regression", labels, scores) == 0.5
     assert multioutput.micro_f1(np.where(mask, labels, np.nan), scores, threshold=threshold) == 1.0
+
+
+def test_survival_judges_each_cause_by_its_own_columns():
+    rng = np.random.default_rng(0)
+    labels = np.stack([rng.integers(1, 30, 200), rng.integers(0, 3, 200)], axis=1).astype(np.float32)
+    horizons = Horizons(("relapse", "death"), (10.0, 20.0))
+    scores = np.full((200, 4), 0.3)
+    scores[:, 2:] = np.where(labels[:, 1:] == 2, 0.9, 0.1)  # knows who dies, nothing of relapse
+    mask = np.ones(labels.shape, bool)
+    mask[:20, 1] = False
+    table = evaluate("survival", labels, scores, mask, np.arange(200), num_resamples=20, horizons=horizons)
+    assert table["c_index"]["value"] == 0.5 and table["c_index_death"]["value"] > 0.8
+    assert {"brier_10d", "brier_20d_death", "mean_auc", "integrated_brier_death"} <= set(table)
+    alone = concordance(labels[20:], scores[20:, 2:], cause=2)
+    assert table["c_index_death"]["value"] == alone
+    labels[:, 1] = 0
+    table = evaluate("survival", labels, scores, None, np.arange(200), num_resamples=5, horizons=horizons)
+    assert table["c_index"]["value"] is None and "200 rows with 0 events" in table["c_index"]["reason"]
