@@ -20,6 +20,7 @@ LINKS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "multilabel": jax.nn.sigmoid,
     "multiclass": jax.nn.softmax,
     "regression": lambda logits: logits,
+    "survival": lambda incidence: incidence,  # of each cause at each horizon: the task's own link has been applied
 }
 
 
@@ -91,7 +92,8 @@ def write_predictions(
 
     Binary: the columns of MEDS-evaluation, with `score >= threshold` as the decision. Multi-class and regression follow
     the same naming with the MEDS label columns. Multi-label: lists in the order of `names`, which the schema's metadata
-    holds (for multi-class the class names). `times` are seconds since 1970-01-01.
+    holds (for multi-class the class names). Survival: days, event number, and a list of incidences in the order of
+    `names`. `times` are seconds since 1970-01-01.
     """
     labels, scores = (np.asarray(x).reshape(len(subject_ids), -1) for x in (labels, scores))
     known = np.ones(labels.shape, bool) if mask is None else np.asarray(mask, bool).reshape(labels.shape)
@@ -142,6 +144,15 @@ def _regression_columns(labels, scores, known, *, names, threshold) -> dict[str,
     }
 
 
+def _survival_columns(labels, scores, known, *, names, threshold) -> dict[str, pa.Array]:
+    lost = ~known.all(axis=1)
+    return {
+        "days_value": pa.array(labels[:, 0].astype(np.float32), mask=lost),
+        "event_value": pa.array(np.where(lost, 0, labels[:, 1]).astype(np.int64), mask=lost),
+        "predicted_incidences": _lists(scores.astype(np.float64)),
+    }
+
+
 def _lists(values: np.ndarray) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
 
@@ -151,4 +162,5 @@ _COLUMNS: dict[str, Callable[..., dict[str, pa.Array]]] = {
     "multiclass": _multiclass_columns,
     "multilabel": _multilabel_columns,
     "regression": _regression_columns,
+    "survival": _survival_columns,
 }

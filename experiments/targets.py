@@ -1,0 +1,92 @@
+"""What a task asks of a model: how many logits, which loss, how logits become scores, and the metrics' options."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from ehrjax.data.labels import Labels
+from ehrjax.data.tasks import Task
+from ehrjax.evaluate.predict import LINKS
+from ehrjax.metrics.summary import Horizons
+from ehrjax.objectives.supervised import make_supervised_objective, supervised_loss
+from ehrjax.objectives.survival import incidence_at, make_survival_objective, num_survival_outputs, survival_loss
+from ehrjax.objectives.survival_grid import TimeGrid, fit_breslow, fit_time_grid
+from ehrjax.types import LossOutput, VisitSequences
+
+NUM_HORIZONS = 3  # a survival task is judged at thirds of its horizon
+
+
+@dataclass(frozen=True)
+class Target:
+    """`kind` of the labels; survival has its causes and horizons, the loss's name and, unless Cox, a time grid."""
+
+    kind: str
+    num_outputs: int  # logits of the model
+    horizons: Horizons | None = None
+    survival: str = ""
+    grid: TimeGrid | None = None
+
+    def make_objective(self, model: Any) -> Callable[..., LossOutput]:
+        """The training objective of a model with `num_outputs` logits."""
+        if self.kind == "survival":
+            return make_survival_objective(model, self.survival, self.grid, len(self.horizons.causes))
+        return make_supervised_objective(model, self.kind)
+
+    def loss(self, logits: Float[Array, "*rows K"], labels: Array, label_mask: Array) -> LossOutput:
+        """Loss of a batch's logits, as in training."""
+        if self.kind == "survival":
+            options = {"kind": self.survival, "grid": self.grid, "num_causes": len(self.horizons.causes)}
+            return survival_loss(logits, labels, label_mask.all(axis=-1), **options)
+        return supervised_loss(logits, labels, label_mask, kind=self.kind)
+
+    def link(self, logits: Float[Array, "*rows K"]) -> Float[Array, "*rows S"]:
+        """Probabilities, values, or the incidence of each cause at each horizon (Cox: log relative hazards)."""
+        if self.kind != "survival":
+            return LINKS[self.kind](logits)
+        if self.survival == "cox":
+            return logits
+        incidence = incidence_at(logits, self.grid, self.horizons.days, kind=self.survival)
+        return incidence.reshape(*logits.shape[:-1], -1)
+
+    @property
+    def linked_horizons(self) -> Horizons | None:
+        """The horizons that `link`'s columns stand for: Cox has one column a cause."""
+        return self.horizons and self.horizons._replace(
+            days=self.horizons.days[-1:] if self.survival == "cox" else self.horizons.days
+        )
+
+    def finish(self, scores: dict[str, np.ndarray], val: Labels) -> dict[str, np.ndarray]:
+        """Scores by split as the metrics take them: Cox gets its baseline hazard from the validation rows."""
+        if self.survival != "cox":
+            return scores
+        known = val.mask.all(axis=1)
+        days, events = val.values[known].T
+        events = np.where(days <= self.horizons.days[-1], events, 0).astype(int)
+        baseline = fit_breslow(days, events, scores["val"][known])
+        return {
+            split: baseline.incidence_at(risk, self.horizons.days).reshape(len(risk), -1).astype(np.float32)
+            for split, risk in scores.items()
+        }
+
+
+def make_target(task: Task | None, train: VisitSequences, labels: Labels, config: ConfigDict) -> Target:
+    """The target of a task; the time grid of survival is fitted on the train rows alone."""
+    if labels.kind != "survival":
+        return Target(labels.kind, labels.num_outputs)
+    days, events = train.labels[train.label_mask.all(axis=-1)].T
+    grid = fit_time_grid(days, events, horizon_days=task.horizon_days, num_intervals=config.train.num_intervals)
+    horizons = tuple(task.horizon_days * share for share in np.arange(1, NUM_HORIZONS + 1) / NUM_HORIZONS)
+    kind = config.train.survival
+    num_outputs = num_survival_outputs(kind, grid, len(labels.names))
+    return Target("survival", num_outputs, Horizons(labels.names, horizons), kind, grid)
+
+
+def apply_linked(model: Any, target: Target) -> Callable[[Any, Any], jax.Array]:
+    """`(params, batch) -> scores` without dropout."""
+    return lambda params, batch: target.link(jnp.asarray(model.apply({"params": params}, batch).logits))
