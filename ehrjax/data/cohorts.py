@@ -2,12 +2,14 @@
 
 For each candidate index time t of a patient:
 1. eligible: alive at t, enough of a record, at risk. Uses nothing that is recorded after t. Where the data set's end
-   ends all follow-up, t must also leave room for the window: a later t would be kept only if it turned out positive.
+   ends all follow-up and a label needs the whole window (all but survival), t must also leave room for it: a later t
+   would be kept only if it turned out positive.
 2. drawn: at most n a patient. Each t is taken by its own hash of (seed, patient, t), and the first n taken count, so
    the draw does not look ahead either. (One of all eligible visits, uniformly, would: whoever falls ill or dies has
-   few of them, all shortly before. On simulated patients that doubles the prevalence.) Some patients get no row.
-3. labelled: positive where the outcome is in (t + gap, t + gap + horizon]; negative where the patient was followed to
-   the window's end, or died in it; otherwise censored, and left out.
+   few of them, all shortly before. On simulated patients that doubles the prevalence.) Some patients get no row. A
+   random date is drawn by (seed, patient) over the same span for everybody: a span that ended with the patient's own
+   record or death would tell of them.
+3. labelled, or left out where the outcome is not known: see `outcomes`.
 `Labels.flow` counts what became of every candidate.
 """
 
@@ -16,50 +18,25 @@ from typing import NamedTuple
 import numpy as np
 
 from ehrjax.data.labels import Labels, concatenate
-from ehrjax.data.next_visit import OUTCOMES, fit_outputs, next_visit_values, output_columns
+from ehrjax.data.next_visit import OUTCOMES, fit_outputs, output_columns
+from ehrjax.data.outcomes import (
+    LOSSES,
+    Plan,
+    Record,
+    condition_outputs,
+    find_outcomes,
+    first_times,
+    has_static,
+    window_of,
+)
 from ehrjax.data.splits import hash_uniform
 from ehrjax.data.tasks import ADMISSION_CODES, DISCHARGE_CODES, Task, get_task, match_codes
-from ehrjax.data.timeline import (
-    DAY,
-    NEVER,
-    NULL_TIME,
-    YEAR,
-    SortedTimes,
-    Timeline,
-    events_of_codes,
-    rank_in_group,
-)
+from ehrjax.data.timeline import DAY, NEVER, NULL_TIME, YEAR, SortedTimes, Timeline, events_of_codes, rank_in_group
 
 __all__ = ["Labels", "make_labels"]
 
 ELIGIBILITY = ("no_record", "dead", "short_history", "few_visits", "in_stay", "not_at_risk", "too_late")
-OUTCOME_LOSSES = ("outcome_in_gap", "censored")
-
-
-class _Plan(NamedTuple):
-    """A task resolved against one store's codes: masks are bool [num_codes]."""
-
-    task: Task
-    is_outcome: np.ndarray
-    is_excluded: np.ndarray
-    is_stay_class: np.ndarray
-    is_admission: np.ndarray  # used where no visit of the store is a hospital stay
-    is_discharge: np.ndarray
-    column: np.ndarray  # int64 [num_codes + 1], output of each code, -1 = none; the last entry serves code -1
-    names: tuple[str, ...]
-    data_end: int | None  # seconds; None where each patient's own record ends the follow-up
-
-
-class _Record(NamedTuple):
-    """One shard with what the engine looks up in it; rows are positions in `shard.subject_ids`."""
-
-    shard: object
-    line: Timeline
-    known: SortedTimes  # visits begun and heard of
-    follow_up: np.ndarray  # int64 [S], end of observation
-    stay_rows: np.ndarray
-    stay_start: np.ndarray
-    stay_end: np.ndarray  # NEVER where not recorded
+_DATE_KEY = 1  # the hash of (seed, patient) alone decides the split
 
 
 class _Candidates(NamedTuple):
@@ -81,21 +58,21 @@ def make_labels(
 ) -> Labels:
     """Label rows of a task for every patient of the store, sorted by (subject, time).
 
-    Where outputs are fitted (next_codes, next_class) only `train_subjects` decide which codes or classes are predicted;
-    for a second store, `outputs` are the `names` of the labels of the first. Raises ValueError with the cohort's flow
-    where no row is left, or where no code of the store matches the task's.
+    Where outputs are fitted (next_codes, next_class, new_codes without conditions) only `train_subjects` decide which
+    codes or classes are predicted; for a second store, `outputs` are the `names` of the labels of the first. Raises
+    ValueError with the cohort's flow where no row is left, or where no code of the store matches the task's.
     """
     task = get_task(task) if isinstance(task, str) else task
-    plan = _resolve(store, task, train_subjects, outputs)
+    plan = _resolve(store, task, seed, train_subjects, outputs)
     share = _draw_share(store, plan)
-    labels = concatenate([_label_shard(shard, plan, seed, share) for shard in store.shards])
+    labels = concatenate([_label_shard(shard, plan, share) for shard in store.shards])
     if not len(labels.times):
         flow = ", ".join(f"{key} {n:,}" for key, n in labels.flow.items() if n)
         raise ValueError(f"task {task.name!r} has no labelled row in this store ({flow}).{_advice(plan, labels.flow)}")
     return labels
 
 
-def _advice(plan: _Plan, flow: dict[str, int]) -> str:
+def _advice(plan: Plan, flow: dict[str, int]) -> str:
     if not flow["index_times"] and plan.task.index in ("admission", "discharge"):
         return f" It has no visit of class {', '.join(plan.task.stay_classes)} and no admission events."
     if flow["not_drawn"] and not flow["subjects_drawn"]:
@@ -108,65 +85,86 @@ def _advice(plan: _Plan, flow: dict[str, int]) -> str:
 # Resolving
 
 
-def _resolve(store, task: Task, train_subjects, outputs) -> _Plan:
+def _resolve(store, task: Task, seed: int, train_subjects, outputs) -> Plan:
     codes = [str(code) for code in store.codes]
-    is_outcome = match_codes(task.codes, codes)
-    if task.outcome == "codes" and not is_outcome.any():
+    patterns = task.codes or tuple(pattern for _, group in task.conditions for pattern in group)
+    is_outcome = match_codes(patterns, codes)
+    if patterns and not is_outcome.any():
         raise ValueError(
-            f"task {task.name!r}: none of the {len(codes)} codes of the store matches its {len(task.codes)} patterns"
-            f" ({', '.join(task.codes[:3])}, ...): give patterns of this data set's codes, as in codes.parquet."
+            f"task {task.name!r}: none of the {len(codes)} codes of the store matches its {len(patterns)} patterns"
+            f" ({', '.join(patterns[:3])}, ...): give patterns of this data set's codes, as in codes.parquet."
         )
-    column, names = np.full(len(codes) + 1, -1), (task.name,)
-    if task.outcome in OUTCOMES:
+    column, is_condition = np.full(len(codes) + 1, -1), np.zeros((len(codes), 0), bool)
+    names = task.causes or (task.name,)
+    if task.outcome == "new_codes":
+        names, is_condition = condition_outputs(store, task, train_subjects, outputs)
+    elif task.outcome in OUTCOMES:
         names = outputs or fit_outputs(store, task, train_subjects)
         column = output_columns(store, task, names)
     elif task.outcome == "stay_days":
         names = ("log1p_days",)
-    return _Plan(
+    plan = Plan(
         task=task,
+        seed=seed,
         is_outcome=is_outcome,
         is_excluded=match_codes(task.exclude_codes, codes),
         is_stay_class=match_codes(task.stay_classes, codes),
         is_admission=match_codes(ADMISSION_CODES, codes),
         is_discharge=match_codes(DISCHARGE_CODES, codes),
+        is_condition=is_condition,
         column=column,
         names=names,
-        data_end=(store.manifest["last_time"] or 0) if task.follow_up == "dataset_end" else None,
+        first_time=store.manifest["first_time"] or 0,
+        last_time=store.manifest["last_time"] or 0,
     )
+    if task.index == "random_date" and _date_span(plan) < 0:
+        days = (plan.last_time - plan.first_time) / DAY
+        raise ValueError(
+            f"task {task.name!r}: the data set spans {days:.0f} days, too few for a random date that leaves"
+            f" {task.gap_days + task.horizon_days:g} days: shorten horizon_days, or take another index."
+        )
+    return plan
+
+
+def _date_span(plan: Plan) -> int:
+    """Seconds in which a random date may lie."""
+    return plan.last_time - plan.first_time - round((plan.task.gap_days + plan.task.horizon_days) * DAY)
 
 
 # One shard
 
 
-def _label_shard(shard, plan: _Plan, seed: int, share: float) -> Labels:
+def _label_shard(shard, plan: Plan, share: float) -> Labels:
     record, candidates, flow = _eligible(shard, plan)
-    candidates = candidates.take(_draw(shard, plan.task, candidates, seed, share))
+    candidates = candidates.take(_draw(shard, plan, candidates, share))
     flow["not_drawn"] = flow["eligible"] - len(candidates.rows)
     flow["subjects_drawn"] = len(np.unique(candidates.rows))
 
-    values, end_times, losses = _outcomes(record, plan, candidates)
-    reasons = (*OUTCOME_LOSSES, "no_next_visit", "unknown_class", "no_end")
-    candidates, keep = _drop(candidates, losses, reasons, flow)
+    found = find_outcomes(record, plan, *candidates)
+    candidates, keep = _drop(candidates, found.losses, LOSSES, flow)
+    values = found.values[keep]
     flow["kept"] = len(candidates.rows)
     flow["subjects_kept"] = len(np.unique(candidates.rows))
     if plan.task.kind == "binary":
-        flow["positives"] = int(values[keep].sum())
+        flow["positives"] = int(values.sum())
+    for number, cause in enumerate(plan.task.causes, 1):
+        flow[f"events_{cause}"] = int((values[:, 1] == number).sum())
     return Labels(
         name=plan.task.name,
         kind=plan.task.kind,
         names=plan.names,
         subject_ids=np.asarray(shard.subject_ids)[candidates.rows],
         times=candidates.times,
-        values=values[keep],
-        mask=np.ones(values[keep].shape, bool),
-        end_times=end_times[keep],
+        values=values,
+        mask=found.mask[keep],
+        end_times=found.end_times[keep],
         flow=flow,
     )
 
 
-def _eligible(shard, plan: _Plan) -> tuple[_Record, _Candidates, dict[str, int]]:
+def _eligible(shard, plan: Plan) -> tuple[Record, _Candidates, dict[str, int]]:
     record = _open_record(shard, plan)
-    candidates = _candidates(record, plan.task)
+    candidates = _candidates(record, plan)
     flow = {"subjects": len(shard.subject_ids), "subjects_with_visits": int((np.diff(shard.visit_offsets) > 0).sum())}
     flow["index_times"] = len(candidates.rows)
     candidates = _drop(candidates, _eligibility(record, plan, candidates), ELIGIBILITY, flow)[0]
@@ -186,7 +184,7 @@ def _drop(candidates: _Candidates, failures: dict[str, np.ndarray], reasons, flo
     return candidates.take(keep), keep
 
 
-def _open_record(shard, plan: _Plan) -> _Record:
+def _open_record(shard, plan: Plan) -> Record:
     line = Timeline.of(shard)
     heard = line.known != NEVER
     follow_up = np.asarray(shard.death).copy()  # NULL_TIME, the lowest, where alive
@@ -194,10 +192,12 @@ def _open_record(shard, plan: _Plan) -> _Record:
     if plan.data_end is not None:
         follow_up[:] = plan.data_end
     known = SortedTimes(line.visit_rows[heard], line.known[heard])
-    return _Record(shard, line, known, follow_up, *_stays(shard, line, plan))
+    return Record(
+        shard, line, known, follow_up, *_stays(shard, line, plan), first_times(shard, line, plan.is_condition)
+    )
 
 
-def _stays(shard, line: Timeline, plan: _Plan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _stays(shard, line: Timeline, plan: Plan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Patient row, start and end of each hospital stay."""
     classes = np.append(plan.is_stay_class, False)  # class -1 is none
     visits = np.flatnonzero(classes[shard.visit_class])
@@ -209,13 +209,19 @@ def _stays(shard, line: Timeline, plan: _Plan) -> tuple[np.ndarray, np.ndarray, 
     return rows, starts, np.where(ends <= SortedTimes(rows, starts).next_after(rows, starts), ends, NEVER)
 
 
-def _candidates(record: _Record, task: Task) -> _Candidates:
+def _candidates(record: Record, plan: Plan) -> _Candidates:
     """Every index time that the rule names; equal ones of a patient count once."""
-    shard, line = record.shard, record.line
+    shard, line, task = record.shard, record.line, plan.task
     stays = np.arange(len(record.stay_rows))
+    has_visits = np.diff(shard.visit_offsets) > 0
     if task.index == "fixed_age":
-        rows = np.flatnonzero((np.asarray(shard.birth) != NULL_TIME) & (np.diff(shard.visit_offsets) > 0))
+        rows = np.flatnonzero((np.asarray(shard.birth) != NULL_TIME) & has_visits)
         times, stays = np.asarray(shard.birth)[rows] + round(task.index_age * YEAR), np.full(len(rows), -1)
+    elif task.index == "random_date":
+        rows = np.flatnonzero(has_visits)
+        draws = hash_uniform(plan.seed, np.asarray(shard.subject_ids)[rows], np.full(len(rows), _DATE_KEY))
+        times = plan.first_time + np.floor(draws * (_date_span(plan) + 1)).astype(np.int64)
+        stays = np.full(len(rows), -1)
     elif task.index == "admission":
         rows, times = record.stay_rows, record.stay_start
     elif task.index == "discharge":
@@ -234,7 +240,7 @@ def _candidates(record: _Record, task: Task) -> _Candidates:
 # Eligibility: only what is recorded by t
 
 
-def _eligibility(record: _Record, plan: _Plan, candidates: _Candidates) -> dict[str, np.ndarray]:
+def _eligibility(record: Record, plan: Plan, candidates: _Candidates) -> dict[str, np.ndarray]:
     task, (rows, times, _) = plan.task, candidates
     death = np.asarray(record.shard.death)[rows]
     num_visits = record.known.count_until(rows, times)
@@ -249,36 +255,38 @@ def _eligibility(record: _Record, plan: _Plan, candidates: _Candidates) -> dict[
     }
     if task.index == "discharge":
         failures["in_stay"] = _in_stay(record, rows, times)
-    if plan.data_end is not None and task.has_window:
-        failures["too_late"] = _window(task, times)[1] > plan.data_end
+    if plan.data_end is not None and task.needs_whole_window:
+        failures["too_late"] = window_of(task, times)[1] > plan.data_end
     return failures
 
 
-def _had_code(record: _Record, plan: _Plan, rows, times) -> np.ndarray:
-    """An excluding code ever by t, or an outcome code within the washout."""
+def _had_code(record: Record, plan: Plan, rows, times) -> np.ndarray:
+    """An excluding code ever by t, an outcome code within the washout, or (new_codes) every condition by t."""
     shard, task = record.shard, plan.task
-    ever = plan.is_excluded | plan.is_outcome if np.isinf(task.washout_days) else plan.is_excluded
-    if not ever.any() and not plan.is_outcome.any():
-        return np.zeros(len(rows), bool)
+    if task.outcome == "new_codes":
+        had = (record.first[rows] <= times[:, None]).all(axis=1)
+        ever = plan.is_excluded
+    else:
+        had = np.zeros(len(rows), bool)
+        ever = plan.is_excluded | plan.is_outcome if np.isinf(task.washout_days) else plan.is_excluded
+        if not np.isinf(task.washout_days):
+            last = SortedTimes(*events_of_codes(shard, plan.is_outcome, record.line.visit_rows)).last_until(rows, times)
+            happened = last != NULL_TIME
+            had = happened & (times - np.where(happened, last, times) < round(task.washout_days * DAY))
+    if not ever.any():
+        return had
     excluded = SortedTimes(*events_of_codes(shard, ever, record.line.visit_rows)).count_until(rows, times) > 0
-    static = np.zeros(len(shard.subject_ids), bool)
-    static_rows = np.repeat(np.arange(len(static)), np.diff(shard.static_offsets))
-    static[static_rows[ever[shard.static_codes]]] = True
-    if not np.isinf(task.washout_days):
-        last = SortedTimes(*events_of_codes(shard, plan.is_outcome, record.line.visit_rows)).last_until(rows, times)
-        had = last != NULL_TIME
-        excluded |= had & (times - np.where(had, last, times) < round(task.washout_days * DAY))
-    return excluded | static[rows]
+    return had | excluded | has_static(shard, ever)[rows]
 
 
-def _in_stay(record: _Record, rows, times) -> np.ndarray:
+def _in_stay(record: Record, rows, times) -> np.ndarray:
     """Another hospital stay is open at t: a transfer, not a discharge home."""
     ended = record.stay_end != NEVER
     begun = SortedTimes(record.stay_rows[ended], record.stay_start[ended]).count_until(rows, times)
     return begun > SortedTimes(record.stay_rows[ended], record.stay_end[ended]).count_until(rows, times)
 
 
-def _draw_share(store, plan: _Plan) -> float:
+def _draw_share(store, plan: Plan) -> float:
     """Chance of each eligible index time to be taken: twice the rows wanted over the mean number a patient has.
 
     Twice, so that most patients get a row. The mean is rounded to a power of two: a few patients more change nothing.
@@ -290,50 +298,10 @@ def _draw_share(store, plan: _Plan) -> float:
     return min(1.0, 2 * plan.task.row_limit / 2 ** round(np.log2(max(rows, 1) / max(subjects, 1))))
 
 
-def _draw(shard, task: Task, candidates: _Candidates, seed: int, share: float) -> np.ndarray:
+def _draw(shard, plan: Plan, candidates: _Candidates, share: float) -> np.ndarray:
     """Positions of the candidates taken: a patient's first n whose hash of (seed, subject, t) is below `share`."""
-    if task.row_limit is None:
+    if plan.task.row_limit is None:
         return np.arange(len(candidates.rows))
-    draws = hash_uniform(seed, np.asarray(shard.subject_ids)[candidates.rows], candidates.times)
+    draws = hash_uniform(plan.seed, np.asarray(shard.subject_ids)[candidates.rows], candidates.times)
     taken = np.flatnonzero(draws < share)
-    return taken[rank_in_group(candidates.rows[taken]) < task.row_limit]
-
-
-# Outcomes: what comes after t
-
-
-def _outcomes(record: _Record, plan: _Plan, candidates: _Candidates):
-    """Values [n, K], when they were settled (int64 [n]), and masks of the rows lost, by reason."""
-    if plan.task.outcome in OUTCOMES:
-        start = SortedTimes(record.line.visit_rows, np.asarray(record.shard.visit_start))
-        following = start.index_after(candidates.rows, candidates.times)
-        values, end_times, has_value = next_visit_values(record.shard, plan.column, plan.names, plan.task, following)
-        return values, end_times, {"no_next_visit": following < 0, "unknown_class": ~has_value}
-    if plan.task.outcome == "stay_days":
-        end = record.stay_end[candidates.stays]
-        open_ended = end == NEVER
-        days = np.where(open_ended, 0, np.maximum(end - candidates.times, 0)) / DAY
-        return np.log1p(days).astype(np.float32)[:, None], end, {"no_end": open_ended}
-    return _window_outcome(record, plan, candidates.rows, candidates.times)
-
-
-def _window_outcome(record: _Record, plan: _Plan, rows, times):
-    death = np.asarray(record.shard.death)
-    begin, end = _window(plan.task, times)
-    if plan.task.outcome == "codes":
-        outcome = SortedTimes(*events_of_codes(record.shard, plan.is_outcome, record.line.visit_rows))
-    elif plan.task.outcome == "stay":
-        outcome = SortedTimes(record.stay_rows, record.stay_start)
-    else:
-        outcome = SortedTimes(np.flatnonzero(death != NULL_TIME), death[death != NULL_TIME])
-    in_gap = outcome.next_after(rows, times) <= begin
-    died = np.where(death == NULL_TIME, NEVER, death)[rows]
-    positive = outcome.next_after(rows, begin) <= end
-    observed = (record.follow_up[rows] >= end) | (died <= end)  # with data_end, eligibility has seen to it
-    losses = {"outcome_in_gap": in_gap | (died <= begin), "censored": ~positive & ~observed}
-    return positive.astype(np.float32)[:, None], end, losses
-
-
-def _window(task: Task, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    begin = times + round(task.gap_days * DAY)
-    return begin, begin + round(task.horizon_days * DAY)
+    return taken[rank_in_group(candidates.rows[taken]) < plan.task.row_limit]

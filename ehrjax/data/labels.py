@@ -1,7 +1,9 @@
 """Labels: what to predict for whom and when; and MEDS label files, written and read.
 
 MEDS keeps one outcome a file (subject_id int64, prediction_time timestamp[us], one `*_value` column), so a multi-label
-task becomes one folder an output. `prediction_time` is the last instant whose data may be used.
+task becomes one folder an output, and a survival task, for which MEDS has no column, two that belong together row by
+row: `TASK--days` (float) and `TASK--event` (integer, 0 = censored). `prediction_time` is the last instant whose data
+may be used.
 """
 
 import warnings
@@ -15,8 +17,8 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-KINDS = ("binary", "multilabel", "multiclass", "regression")
-_COLUMN_OF_KIND = {"binary": "boolean", "multilabel": "boolean", "multiclass": "categorical", "regression": "float"}
+KINDS = ("binary", "multilabel", "multiclass", "regression", "survival")
+_COLUMN_OF_KIND = {"binary": "boolean", "multiclass": "categorical", "regression": "float"}
 _TYPES = {"boolean": pa.bool_(), "integer": pa.int64(), "float": pa.float32(), "categorical": pa.string()}
 _KIND_OF_COLUMN = {"boolean": "binary", "integer": "regression", "float": "regression", "categorical": "multiclass"}
 
@@ -24,17 +26,19 @@ _KIND_OF_COLUMN = {"boolean": "binary", "integer": "regression", "float": "regre
 class Labels(NamedTuple):
     """E label rows, sorted by (subject, time) where the cohort engine made them.
 
-    `values` is float32 [E, K] (0 / 1, or the quantity), for "multiclass" int32 [E, 1] with the index into `names`.
+    `values` is float32 [E, K] (0 / 1, or the quantity), for "multiclass" int32 [E, 1] with the index into `names`, for
+    "survival" float32 [E, 2]: days from the index time to the event or to censoring, and the event's number, 0 for
+    censored or r for `names[r - 1]`.
     """
 
     name: str
     kind: str  # one of KINDS
-    names: tuple[str, ...]  # the K outputs, or the classes
+    names: tuple[str, ...]  # the K outputs, the classes, or the R causes
     subject_ids: np.ndarray  # int64 [E]
     times: np.ndarray  # int64 [E], index time, seconds since 1970-01-01
     values: np.ndarray
     mask: np.ndarray  # bool, shape of values: True where the value counts
-    end_times: np.ndarray  # int64 [E], seconds: when the outcome was settled (the index time where not known)
+    end_times: np.ndarray  # int64 [E], seconds: when the outcome is settled whatever it is (index time: not known)
     flow: dict[str, int]  # cohort flow: what -> count, in order
 
     def take(self, rows: np.ndarray) -> "Labels":
@@ -44,7 +48,7 @@ class Labels(NamedTuple):
 
     @property
     def num_outputs(self) -> int:
-        """Outputs a model needs: one a label, or one a class."""
+        """One a label, a class, or a cause; of the latter, a survival objective asks its model for several logits."""
         return len(self.names)
 
 
@@ -52,7 +56,7 @@ def shortage(labels: Labels, row_splits: np.ndarray, minimum: dict[str, int]) ->
     """Why there is too little to train and test on, as one sentence; None where each split has enough.
 
     `row_splits` str [E] is each row's split; `minimum` its least number of positives and of negatives (binary), of rows
-    (regression, multiclass), or of rows with a positive (multilabel).
+    (regression, multiclass), of rows with a positive (multilabel), or of events of the first cause (survival).
     """
     problems = []
     for split, least in minimum.items():
@@ -63,6 +67,8 @@ def shortage(labels: Labels, row_splits: np.ndarray, minimum: dict[str, int]) ->
             counts = {"positives": positives, "negatives": int(valid.sum()) - positives}
         elif labels.kind == "multilabel":
             counts = {"rows with a positive": int(((rows.values > 0) & rows.mask).any(axis=1).sum())}
+        elif labels.kind == "survival":
+            counts = {f"{labels.names[0]} events": int((rows.values[valid, 1] == 1).sum())}
         else:
             counts = {"rows": int(valid.sum())}
         problems += [f"{n} {what} in {split} (needs {least})" for what, n in counts.items() if n < least]
@@ -73,30 +79,34 @@ def shortage(labels: Labels, row_splits: np.ndarray, minimum: dict[str, int]) ->
 
 
 def write_meds_labels(directory: str | Path, labels: Labels) -> list[Path]:
-    """Write `directory/TASK/0.parquet`, or `directory/TASK--OUTPUT/0.parquet` each of a multi-label task; the paths.
+    """Write `directory/TASK/0.parquet`, or `directory/TASK--OUTPUT/0.parquet` of each output; returns the paths.
 
-    Masked labels are left out. Characters of an output's name that cannot stand in a file name are percent-encoded.
+    Multi-label tasks have several outputs, survival tasks two, "days" and "event". Masked labels are left out.
+    Characters of an output's name that cannot stand in a file name are percent-encoded.
     """
-    targets = [(labels.name, 0)]
-    if labels.kind == "multilabel":
-        targets = [(f"{labels.name}--{quote(name, safe=' ')}", k) for k, name in enumerate(labels.names)]
+    targets = [(labels.name, 0, _COLUMN_OF_KIND.get(labels.kind))]
+    if labels.kind == "survival":
+        targets = [(f"{labels.name}--days", 0, "float"), (f"{labels.name}--event", 1, "integer")]
+    elif labels.kind == "multilabel":
+        targets = [(f"{labels.name}--{quote(name, safe=' ')}", k, "boolean") for k, name in enumerate(labels.names)]
     paths = []
-    for name, k in targets:
+    for name, k, column in targets:
         rows = np.flatnonzero(labels.mask[:, k])
         path = Path(directory) / name / "0.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(_label_table(labels.take(rows), k), path)
+        pq.write_table(_label_table(labels.take(rows), k, column), path)
         paths.append(path)
     return paths
 
 
-def _label_table(labels: Labels, k: int) -> pa.Table:
-    column = _COLUMN_OF_KIND[labels.kind]
+def _label_table(labels: Labels, k: int, column: str) -> pa.Table:
     values = labels.values[:, k]
     if column == "categorical":
         values = [labels.names[int(v)] for v in values]
     elif column == "boolean":
         values = values > 0
+    elif column == "integer":
+        values = values.astype(np.int64)
     return pa.table(
         {
             "subject_id": pa.array(labels.subject_ids, pa.int64()),

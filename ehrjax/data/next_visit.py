@@ -21,13 +21,17 @@ def fit_outputs(store, task: Task, train_subjects: np.ndarray | None) -> tuple[s
         raise ValueError(f"task {task.name!r} fits its outputs on train: pass train_subjects (their ids), or outputs.")
     is_class = task.outcome == "next_class"
     counts = (_count_classes if is_class else _count_diagnoses)(store, train_subjects)
+    names = most_frequent(store, counts, task, limit=None if is_class else task.num_codes)
+    return tuple(name.removeprefix(ENCOUNTER_PREFIX) for name in names)
+
+
+def most_frequent(store, counts: np.ndarray, task: Task, limit: int | None) -> tuple[str, ...]:
+    """The `limit` codes of highest count (int64 [num_codes]) that is not 0, ties by name. ValueError for none."""
     found = sorted(np.flatnonzero(counts), key=lambda i: (-counts[i], str(store.codes[i])))
     if not found:
-        what = "encounter class" if is_class else "diagnosis code"
+        what = {"next_class": "encounter class", "next_codes": "diagnosis code"}.get(task.outcome, "code of the task")
         raise ValueError(f"task {task.name!r}: the train patients have no {what}: take another task for this data.")
-    return tuple(
-        str(store.codes[i]).removeprefix(ENCOUNTER_PREFIX) for i in found[: None if is_class else task.num_codes]
-    )
+    return tuple(str(store.codes[i]) for i in found[:limit])
 
 
 def output_columns(store, task: Task, names: tuple[str, ...]) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Prediction tasks as data: what counts as the outcome, when to predict, how far ahead, who is at risk.
 
-`TASKS` holds the recipes that come with the library; `task_from_dict` makes one from a user's code list. Code patterns
-match whole codes; `*` stands for any characters and `?` for one.
+`TASKS` holds the recipes that come with the library, each with its rules beside it; `task_from_dict` makes one from a
+user's code list. Code patterns match whole codes; `*` stands for any characters and `?` for one.
 """
 
 import dataclasses
@@ -14,15 +14,29 @@ from typing import get_args, get_origin
 
 import numpy as np
 
+from ehrjax.data.code_lists import (
+    ANY_DIABETES,
+    CHRONIC_CONDITIONS,
+    CHRONIC_KIDNEY_DISEASE,
+    COPD,
+    HEART_FAILURE,
+    HYPERTENSION,
+    TYPE_2_DIABETES,
+)
+
 KIND_OF_OUTCOME = {
     "codes": "binary",  # one of `codes` is recorded in the window
     "death": "binary",
     "stay": "binary",  # a new inpatient stay begins in the window
+    "time_to_codes": "survival",  # days to the first of `codes`
+    "time_to_death": "survival",
+    "time_to_stay": "survival",
+    "new_codes": "multilabel",  # conditions recorded for the first time ever in the window
     "next_codes": "multilabel",  # diagnosis codes of the next visit
     "stay_days": "regression",  # log(1 + days) of the stay that begins at the index time
     "next_class": "multiclass",  # encounter class of the next visit
 }
-INDEX_RULES = ("random_visit", "every_visit", "admission", "discharge", "fixed_age")
+INDEX_RULES = ("random_visit", "every_visit", "admission", "discharge", "fixed_age", "random_date")
 FOLLOW_UPS = ("last_event", "dataset_end")
 
 # Encounter classes that are hospital stays: all readers use Synthea's names.
@@ -32,46 +46,35 @@ ADMISSION_CODES = ("ADMISSION", "ADMISSION//*", "HOSPITAL_ADMISSION*")
 DISCHARGE_CODES = ("DISCHARGE", "DISCHARGE//*", "HOSPITAL_DISCHARGE*")
 
 
-def _each(prefixes: Iterable[str], stems: Iterable[str]) -> tuple[str, ...]:
-    return tuple(prefix + stem for prefix in prefixes for stem in stems)
-
-
-_SNOMED = ("DIAGNOSIS//SNOMED*//", "CONDITION//SNOMED*//", "SNOMED//")
-_ICD9 = ("DIAGNOSIS//ICD9*//", "CONDITION//ICD9*//", "ICD9CM//", "DIAGNOSIS//ICD//9//")  # procedures have a 250, too
-_ICD10 = ("DIAGNOSIS//ICD10*//", "CONDITION//ICD10*//", "ICD10CM//", "DIAGNOSIS//ICD//10//", "", "D")
-# Type 2 diabetes and the complications that imply it (prediabetes, 714628002 and 15777000, is none).
-TYPE_2_DIABETES = (
-    *_each(_SNOMED, ("44054006", "313436004", "359642000", "190331003", "199230006", "237599002", "443694000")),
-    *_each(_SNOMED, ("127013003", "422034002", "1551000119108", "1501000119109", "97331000119101", "368581000119106")),
-    *_each(_SNOMED, ("90781000119102", "157141000119108", "60951000119105", "60971000119101", "421986006")),
-    *_each(_ICD9, ("250", "250.0", "2500", "250?0", "250?2", "250.?0", "250.?2")),
-    *_each(_ICD10, ("E11*",)),
-)
-ANY_DIABETES = (
-    *TYPE_2_DIABETES,
-    *_each(_SNOMED, ("73211009", "46635009", "8801005", "5969009", "427089005", "11530004", "4855003")),
-    *_each(_ICD9, ("250*",)),
-    *_each(_ICD10, ("E08*", "E09*", "E10*", "E13*", "E14*")),
-)
-
-
 @dataclass(frozen=True)
 class Task:
     """One prediction task. Times are days, unless named otherwise.
 
-    A row is positive where the outcome falls in (t + gap, t + gap + horizon], t its index time. `index`: the end of a
-    visit drawn at random or of every visit, the start or end of a hospital stay, or a birthday. `washout_days`
-    (outcome "codes"): no outcome code in that time up to t; inf = never before. `exclude_codes`: none of them by t.
+    Index times (`index`): the end of a visit drawn at random or of every visit, the start or end of a hospital stay, a
+    birthday, or one date a patient, drawn by hash of (seed, patient) from the data set's first time to its last less
+    gap and horizon, whatever happens to the patient. At t a patient must be alive and have a record.
+
+    Windows: a row is positive where the outcome falls in (t + gap, t + gap + horizon]. Survival: days from t to the
+    first outcome in (t, t + horizon], or to the end of observation there; death is a second cause (`competing_death`),
+    else it censors, which supposes that the dead would have gone on like the living. "new_codes": one output for each
+    of `conditions`, pairs of a name and its code patterns, or for each of the `num_codes` codes among `codes` that most
+    train patients have.
+
+    Exclusions: `washout_days` (outcome codes): none of `codes` in that time up to t; inf = never before.
+    `exclude_codes`: none of them by t. "new_codes": a condition that is there by t is masked, the row stays.
+
     `follow_up`: a patient is observed until the last event of the own record, or (complete extracts) until the end of
     the data set; a negative needs observation to the window's end, or death within it. The former must keep positives
     among patients lost to follow-up and drop negatives, which raises the prevalence: prefer "dataset_end" where it is
-    true. Raises ValueError for unknown or contradictory settings.
+    true. Survival needs no whole window: who is lost is censored then. Raises ValueError for unknown or contradictory
+    settings.
     """
 
     name: str
     outcome: str = "codes"  # a key of KIND_OF_OUTCOME
     codes: tuple[str, ...] = ()
     exclude_codes: tuple[str, ...] = ()
+    conditions: tuple[tuple[str, tuple[str, ...]], ...] = ()
     index: str = "random_visit"
     index_age: float | None = None  # years, for index="fixed_age"
     horizon_days: float = 365.0
@@ -82,14 +85,14 @@ class Task:
     max_rows_per_patient: int | None = None  # drawn by hash; random_visit draws at most one
     follow_up: str = "last_event"
     stay_classes: tuple[str, ...] = INPATIENT_CLASSES
-    num_codes: int = 100  # outputs of "next_codes": the most frequent diagnoses of the train patients
+    num_codes: int = 100  # fitted outputs of "next_codes" and "new_codes": the most frequent of the train patients
+    competing_death: bool = True  # "time_to_codes" and "time_to_stay"
 
     def __post_init__(self):
         _check_choice(self.name, "outcome", self.outcome, KIND_OF_OUTCOME)
         _check_choice(self.name, "index", self.index, INDEX_RULES)
         _check_choice(self.name, "follow_up", self.follow_up, FOLLOW_UPS)
-        if self.outcome == "codes" and not self.codes:
-            raise ValueError(f"task {self.name!r} has no codes: give code patterns such as ('*SNOMED*//44054006',).")
+        self._check_codes()
         if (self.index == "fixed_age") != (self.index_age is not None):
             raise ValueError(f"task {self.name!r}: index='fixed_age' and index_age (years) belong together.")
         if self.outcome == "stay_days" and self.index != "admission":
@@ -101,19 +104,46 @@ class Task:
             if not low <= value or (math.isinf(value) and field != "washout_days"):
                 raise ValueError(f"task {self.name!r}: {field}={value} must be at least {low:g} and finite.")
 
+    def _check_codes(self) -> None:
+        is_new = self.outcome == "new_codes"
+        needs_codes = self.outcome in ("codes", "time_to_codes") or (is_new and not self.conditions)
+        if needs_codes and not self.codes:
+            raise ValueError(f"task {self.name!r} has no codes: give code patterns such as ('*SNOMED*//44054006',).")
+        if self.conditions and (self.codes or not is_new):
+            raise ValueError(f"task {self.name!r}: conditions belong to outcome='new_codes', in place of codes.")
+        names = [name for name, _ in self.conditions]
+        if len(set(names)) < len(names) or not all(patterns for _, patterns in self.conditions):
+            raise ValueError(f"task {self.name!r}: conditions={names} must have distinct names and some codes each.")
+        if is_new and not math.isinf(self.washout_days):
+            raise ValueError(
+                f"task {self.name!r}: new_codes are first ever; washout_days={self.washout_days} says less."
+            )
+        if self.kind == "survival" and self.gap_days:
+            raise ValueError(f"task {self.name!r}: survival counts days from t; gap_days={self.gap_days} must be 0.")
+
     @property
     def kind(self) -> str:
-        """binary, multilabel, multiclass or regression."""
+        """binary, multilabel, multiclass, regression or survival."""
         return KIND_OF_OUTCOME[self.outcome]
 
     @property
-    def has_window(self) -> bool:
-        """Whether the outcome is looked for in a time window (else at the next visit, or at the stay's end)."""
-        return self.kind == "binary"
+    def causes(self) -> tuple[str, ...]:
+        """What the event numbers 1, 2 of a survival task stand for: the task's name less "time_to_", and death."""
+        if self.kind != "survival":
+            return ()
+        own = (self.name.removeprefix("time_to_"),)
+        return (*own, "death") if self.competing_death and self.outcome != "time_to_death" else own
+
+    @property
+    def needs_whole_window(self) -> bool:
+        """Whether a row without the outcome has a label only where the patient was followed through the window."""
+        return self.kind == "binary" or self.outcome == "new_codes"
 
     @property
     def row_limit(self) -> int | None:
-        """Most rows of one patient."""
+        """Most rows of one patient; None where nothing is to be drawn."""
+        if self.index == "random_date":
+            return None
         return 1 if self.index == "random_visit" else self.max_rows_per_patient
 
 
@@ -141,12 +171,19 @@ def task_from_dict(name: str, fields: Mapping) -> Task:
 
 
 def _convert(name: str, field: str, value, kind):
+    if field == "conditions":
+        pairs = value.items() if isinstance(value, Mapping) else value
+        return tuple(
+            (str(group), _convert(name, f"conditions[{group!r}]", codes, tuple[str])) for group, codes in pairs
+        )
     if get_origin(kind) is tuple:
         if isinstance(value, str) or not all(isinstance(v, str) for v in value):
             raise ValueError(f"task {name!r}: {field}={value!r} must be a list of code patterns.")
         return tuple(value)
     allowed = get_args(kind) or (kind,)  # float | None -> float, NoneType
-    if isinstance(value, bool) or not isinstance(value, (*allowed, int) if float in allowed else allowed):
+    if (isinstance(value, bool) and kind is not bool) or not isinstance(
+        value, (*allowed, int) if float in allowed else allowed
+    ):
         raise ValueError(f"task {name!r}: {field}={value!r} must be {' or '.join(t.__name__ for t in allowed)}.")
     return value
 
@@ -174,14 +211,59 @@ def match_codes(patterns: Sequence[str], codes: Sequence[str]) -> np.ndarray:
 
 # Up to four index visits a patient: one leaves rare outcomes too few positives; intervals resample patients, not rows.
 _SOME_VISITS = {"index": "every_visit", "max_rows_per_patient": 4}
+_THREE_YEARS = 3 * 365.0
 TASKS = {
     task.name: task
     for task in (
+        # At visits of who has no diabetes of any type: type 2 diabetes within a year; or the days to it.
         Task("diabetes_onset", codes=TYPE_2_DIABETES, exclude_codes=ANY_DIABETES, **_SOME_VISITS),
+        Task(
+            "time_to_diabetes",
+            outcome="time_to_codes",
+            codes=TYPE_2_DIABETES,
+            exclude_codes=ANY_DIABETES,
+            horizon_days=_THREE_YEARS,
+            **_SOME_VISITS,
+        ),
+        # Progression. At visits of who has neither: days to chronic kidney disease (stage 3 or more) or heart failure.
+        Task(
+            "time_to_ckd_hf",
+            outcome="time_to_codes",
+            codes=(*CHRONIC_KIDNEY_DISEASE, *HEART_FAILURE),
+            horizon_days=_THREE_YEARS,
+            **_SOME_VISITS,
+        ),
+        # At every hospital discharge that is not within another stay: a new stay within 30 days; or the days to it, of
+        # up to 90, with death as the other cause.
         Task("readmission_30d", outcome="stay", index="discharge", horizon_days=30),
+        Task("time_to_readmission", outcome="time_to_stay", index="discharge", horizon_days=90),
+        # At visits of the living: death within a year; or the days to it.
         Task("mortality_1y", outcome="death", **_SOME_VISITS),
+        Task("time_to_death", outcome="time_to_death", horizon_days=_THREE_YEARS, **_SOME_VISITS),
+        # At visits: which of these begin within a year. A condition that the patient has by then is masked.
+        Task(
+            "conditions_1y",
+            outcome="new_codes",
+            conditions=(
+                ("diabetes", ANY_DIABETES),
+                ("hypertension", HYPERTENSION),
+                ("kidney_disease", CHRONIC_KIDNEY_DISEASE),
+                ("heart_failure", HEART_FAILURE),
+                ("copd", COPD),
+            ),
+            **_SOME_VISITS,
+        ),
+        Task(
+            "new_diagnoses_1y",
+            outcome="new_codes",
+            codes=CHRONIC_CONDITIONS,
+            num_codes=20,
+            index="every_visit",
+            max_rows_per_patient=16,  # each condition by itself is rare
+        ),
+        # At visits with a next one: its diagnosis codes, its class. At admissions: log(1 + days) of the stay.
         Task("next_visit_codes", outcome="next_codes", **_SOME_VISITS),
-        Task("length_of_stay", outcome="stay_days", index="admission"),
         Task("next_visit_class", outcome="next_class", **_SOME_VISITS),
+        Task("length_of_stay", outcome="stay_days", index="admission"),
     )
 }

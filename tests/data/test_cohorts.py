@@ -465,7 +465,7 @@ def check_flow(flow):
     """Every candidate is in exactly one place of the flow."""
     lost = ("no_record", "dead", "short_history", "few_visits", "in_stay", "not_at_risk", "too_late")
     assert flow["index_times"] == flow["eligible"] + sum(flow[reason] for reason in lost)
-    after = ("not_drawn", "outcome_in_gap", "censored", "no_next_visit", "unknown_class", "no_end")
+    after = ("not_drawn", "outcome_in_gap", "censored", "no_follow_up", "no_next_visit", "unknown_class", "no_end")
     assert flow["eligible"] == flow["kept"] + sum(flow[reason] for reason in after)
 
 
@@ -474,6 +474,7 @@ def test_flow_of_every_shipped_task_adds_up(tmp_path, name):
     events = [e for s in range(20) for e in visit(s, 1, s, s + 2, ("DIAGNOSIS//SNOMED//1", s), kind="inpatient")]
     events += [e for s in range(15) for e in visit(s, 2, s + 40, s + 400, kind="inpatient")]
     events += [(s, day(s + 60), "DIAGNOSIS//SNOMED//44054006", None, None) for s in range(0, 20, 3)]
+    events += [(s, day(s + 200), "DIAGNOSIS//SNOMED//433144002", None, None) for s in range(1, 20, 4)]
     events += [(s, day(s + 300), "MEDS_DEATH", None, None) for s in range(0, 20, 5)]
     labels = make_labels(make_store(tmp_path, events), name, train_subjects=np.arange(12))
     check_flow(labels.flow)

@@ -73,6 +73,25 @@ def test_wrong_type_is_named(tmp_path):
 # There and back
 
 
+def test_survival_labels_are_two_files_that_belong_together(tmp_path):
+    labels = make("survival", [[3.5, 1], [1095, 0], [0.25, 2]], ("diabetes", "death"))
+    days, event = write_meds_labels(tmp_path, labels)
+    assert [path.parent.name for path in (days, event)] == ["task--days", "task--event"]
+    assert pq.read_table(days)["float_value"].to_pylist() == [3.5, 1095, 0.25]
+    assert pq.read_table(event).schema.field("integer_value").type == pa.int64()
+    assert pq.read_table(event)["integer_value"].to_pylist() == [1, 0, 2]
+    back = read_meds_labels(tmp_path / "task--event")
+    assert (back.subject_ids.tolist(), back.times.tolist()) == (labels.subject_ids.tolist(), labels.times.tolist())
+
+
+def test_shortage_of_survival_counts_events_of_the_first_cause():
+    labels = make("survival", [[3, 1], [9, 0], [2, 2], [5, 1]], ("diabetes", "death"))
+    assert labels.num_outputs == 2
+    splits = np.array(["train", "train", "train", "test"])
+    assert shortage(labels, splits, {"train": 1, "test": 1}) is None
+    assert "1 diabetes events in train (needs 2)" in shortage(labels, splits, {"train": 2})
+
+
 def test_binary_labels_come_back_in_the_meds_schema(tmp_path):
     (path,) = write_meds_labels(tmp_path, make())
     assert path == tmp_path / "task" / "0.parquet"

@@ -4,7 +4,15 @@ import math
 
 import pytest
 
-from ehrjax.data.tasks import ANY_DIABETES, TASKS, TYPE_2_DIABETES, Task, get_task, match_codes, task_from_dict
+from ehrjax.data.code_lists import (
+    ANY_DIABETES,
+    CHRONIC_CONDITIONS,
+    CHRONIC_KIDNEY_DISEASE,
+    HEART_FAILURE,
+    HYPERTENSION,
+    TYPE_2_DIABETES,
+)
+from ehrjax.data.tasks import TASKS, Task, get_task, match_codes, task_from_dict
 
 
 def test_no_pattern_matches_nothing_and_no_code_gives_an_empty_mask():
@@ -40,6 +48,33 @@ def test_diabetes_codes_of_every_vocabulary(code, is_type_2, is_diabetes):
     assert bool(match_codes(ANY_DIABETES, [code])[0]) == is_diabetes
 
 
+@pytest.mark.parametrize(
+    ("code", "patterns", "expected"),
+    [
+        ("DIAGNOSIS//SNOMED//433144002", CHRONIC_KIDNEY_DISEASE, True),
+        ("DIAGNOSIS//SNOMED//431855005", CHRONIC_KIDNEY_DISEASE, False),  # stage 1
+        ("DIAGNOSIS//SNOMED//127013003", CHRONIC_KIDNEY_DISEASE, False),  # diabetic nephropathy, no stage
+        ("DIAGNOSIS//ICD10//N1830", CHRONIC_KIDNEY_DISEASE, True),
+        ("DIAGNOSIS//ICD10CM//N18.6", CHRONIC_KIDNEY_DISEASE, True),
+        ("DIAGNOSIS//ICD10//N182", CHRONIC_KIDNEY_DISEASE, False),
+        ("DIAGNOSIS//ICD//9//5859", CHRONIC_KIDNEY_DISEASE, True),
+        ("DIAGNOSIS//ICD9//5851", CHRONIC_KIDNEY_DISEASE, False),
+        ("PROCEDURE//ICD9//585", CHRONIC_KIDNEY_DISEASE, False),
+        ("DIAGNOSIS//ICD10//I5032", HEART_FAILURE, True),
+        ("DIAGNOSIS//SNOMED//59621000", HYPERTENSION, True),
+        ("DIAGNOSIS//SNOMED//162864005", CHRONIC_CONDITIONS, True),  # obesity, called a finding
+        ("DIAGNOSIS//SNOMED//431855005", CHRONIC_CONDITIONS, True),
+        ("DIAGNOSIS//SNOMED//444814009", CHRONIC_CONDITIONS, False),  # viral sinusitis
+        ("DIAGNOSIS//SNOMED//224299000", CHRONIC_CONDITIONS, False),  # received higher education
+        ("DIAGNOSIS//SNOMED//230690007", CHRONIC_CONDITIONS, False),  # stroke
+        ("DIAGNOSIS//ICD10//J449", CHRONIC_CONDITIONS, True),
+        ("DIAGNOSIS//ICD10//J189", CHRONIC_CONDITIONS, False),  # pneumonia
+    ],
+)
+def test_code_lists_of_diseases(code, patterns, expected):
+    assert bool(match_codes(patterns, [code])[0]) == expected
+
+
 def test_characters_of_regular_expressions_are_plain_in_patterns():
     assert match_codes(("A.(1)", "B//*"), ["A.(1)", "AX(1)", "B//", "B//x\ny", "CB//x"]).tolist() == [1, 0, 1, 1, 0]
 
@@ -53,6 +88,19 @@ def test_shipped_tasks_are_the_ones_promised():
         "next_visit_codes": "multilabel",
         "length_of_stay": "regression",
         "next_visit_class": "multiclass",
+        "time_to_diabetes": "survival",
+        "time_to_ckd_hf": "survival",
+        "time_to_readmission": "survival",
+        "time_to_death": "survival",
+        "conditions_1y": "multilabel",
+        "new_diagnoses_1y": "multilabel",
+    }
+    causes = {name: task.causes for name, task in TASKS.items() if task.causes}
+    assert causes == {
+        "time_to_diabetes": ("diabetes", "death"),
+        "time_to_ckd_hf": ("ckd_hf", "death"),
+        "time_to_readmission": ("readmission", "death"),
+        "time_to_death": ("death",),
     }
 
 
@@ -61,6 +109,25 @@ def test_task_from_plain_settings():
     task = task_from_dict("hypertension", fields)
     assert (task.codes, task.horizon_days, task.max_rows_per_patient) == (("*SNOMED*//38341003",), 730, 2)
     assert math.isinf(task.washout_days)
+
+
+def test_two_tasks_by_code_lists_at_one_random_date():
+    shared = {"index": "random_date", "washout_days": 0.0}
+    glucose = task_from_dict("glucose", {"codes": ["LAB/GL"], "horizon_days": 365, **shared})
+    complication = task_from_dict("complication", {"codes": ["MIN02", "MME01"], "horizon_days": 730, **shared})
+    assert (glucose.kind, glucose.row_limit, complication.codes) == ("binary", None, ("MIN02", "MME01"))
+
+
+@pytest.mark.parametrize("conditions", [{"a": ["A*"], "b": ["B", "C"]}, [["a", ["A*"]], ["b", ("B", "C")]]])
+def test_conditions_from_plain_settings(conditions):
+    task = task_from_dict("mine", {"outcome": "new_codes", "conditions": conditions})
+    assert task.conditions == (("a", ("A*",)), ("b", ("B", "C")))
+    assert len({task, task_from_dict("mine", {"outcome": "new_codes", "conditions": conditions})}) == 1
+
+
+def test_death_that_censors_is_no_cause():
+    task = task_from_dict("time_to_x", {"base": "time_to_diabetes", "competing_death": False})
+    assert task.causes == ("x",)
 
 
 def test_task_from_a_shipped_one():
@@ -85,6 +152,16 @@ def test_task_from_a_shipped_one():
         ({"codes": ["A"], "index": "fixed_age"}, "belong together"),
         ({"outcome": "stay_days"}, "predicted at admission"),
         ({"base": "mortality_1yr"}, "did you mean 'mortality_1y'"),
+        ({"outcome": "time_to_codes"}, "has no codes"),
+        ({"outcome": "time_to_death", "gap_days": 1}, "gap_days=1 must be 0"),
+        ({"outcome": "time_to_death", "competing_death": 1}, "competing_death=1 must be bool"),
+        ({"outcome": "new_codes"}, "has no codes"),
+        ({"outcome": "new_codes", "codes": ["A"], "conditions": {"a": ["A"]}}, "in place of codes"),
+        ({"codes": ["A"], "conditions": {"a": ["A"]}}, "conditions belong to outcome='new_codes'"),
+        ({"outcome": "new_codes", "conditions": {"a": []}}, "some codes each"),
+        ({"outcome": "new_codes", "conditions": [["a", ["A"]], ["a", ["B"]]]}, "distinct names"),
+        ({"outcome": "new_codes", "conditions": {"a": "A"}}, "must be a list of code patterns"),
+        ({"outcome": "new_codes", "codes": ["A"], "washout_days": 30}, "washout_days=30 says less"),
     ],
 )
 def test_wrong_settings_are_explained(fields, message):
@@ -95,7 +172,7 @@ def test_wrong_settings_are_explained(fields, message):
 def test_unknown_task_names_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'diabetes_onset'"):
         get_task("diabetes_onst")
-    with pytest.raises(ValueError, match="use one of diabetes_onset, length_of_stay"):
+    with pytest.raises(ValueError, match="use one of conditions_1y, diabetes_onset, length_of_stay"):
         get_task("xyz")
 
 
