@@ -1,5 +1,6 @@
 """How good the best possible model would be on the simulated test rows: the oracle's own figures."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,29 +9,61 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from ehrjax.data.labels import Labels
-from ehrjax.metrics.classification import auprc, auroc, brier
+from ehrjax.data.oracle import ORACLE_TASKS
+from ehrjax.metrics.summary import Horizons, known_rows, metrics_for
+
+FORMS = {"": "probability_recorded", "latent_": "probability_latent"}
+METRICS = {
+    "binary": ("auroc", "auprc", "brier"),
+    "multilabel": ("macro_auroc", "macro_auprc", "brier"),
+    "survival": ("c_index", "c_index_ipcw", "auc", "brier"),
+}
 
 
 def evaluate_oracle(task: str, simulated: Path, labels: Labels) -> dict[str, Any] | None:
     """Metrics of the true probabilities on these label rows; None for a task that the oracle does not cover.
 
-    `auroc`, `auprc` and `brier` belong to the oracle that knows what the record holds; the names that start with
-    `latent_` to the one that knows the patient's hidden state as well. Raises ValueError where a row is not found.
+    `auroc`, `auprc` and `brier` (their means over outputs; for survival concordance and the figures at the horizon)
+    belong to the oracle that knows what the record holds; the names that start with `latent_` to the one that knows
+    the patient's hidden state as well. Raises ValueError where a row is not found.
     """
-    if labels.kind != "binary":
+    scores = oracle_scores(task, simulated, labels)
+    if scores is None:
         return None
-    table = pq.read_table(simulated / "oracle.parquet", filters=[("task", "=", task)])
-    if not len(table):
-        return None
-    known = labels.mask[:, 0]
-    rows = _find(table, labels.subject_ids[known], labels.times[known], task)
-    values = labels.values[known, 0]
-    figures = {}
-    for prefix, column in (("", "probability_recorded"), ("latent_", "probability_latent")):
-        scores = table[column].to_numpy()[rows]
-        for name, metric in (("auroc", auroc), ("auprc", auprc), ("brier", brier)):
-            figures[prefix + name] = float(metric(values, scores))
+    metrics, figures = _metrics(task, labels), {}
+    for prefix, score in scores.items():
+        values, score, _ = known_rows(labels.kind, labels.values, score, labels.mask, labels.subject_ids)
+        figures |= {prefix + name: float(metric(values, score)) for name, metric in metrics.items()}
     return figures
+
+
+def oracle_scores(task: str, simulated: Path, labels: Labels) -> dict[str, np.ndarray] | None:
+    """True probabilities of label rows, float32 [E, K], by prefix of `FORMS`; 0 where a label is masked.
+
+    Survival: [E, 1], of an event of the first cause within the horizon. None for a task that the oracle lacks.
+    """
+    outputs = [f"{task}--{name}" for name in labels.names] if labels.kind == "multilabel" else [task]
+    if labels.kind not in METRICS or not set(outputs) <= set(ORACLE_TASKS):
+        return None
+    scores = {prefix: np.zeros((len(labels.times), len(outputs)), np.float32) for prefix in FORMS}
+    for k, output in enumerate(outputs):
+        table = pq.read_table(simulated / "oracle.parquet", filters=[("task", "=", output)])
+        known = np.flatnonzero(labels.mask[:, k])
+        rows = _find(table, labels.subject_ids[known], labels.times[known], output)
+        for prefix, column in FORMS.items():
+            scores[prefix][known, k] = table[column].to_numpy()[rows]
+    return scores
+
+
+def _metrics(task: str, labels: Labels) -> dict[str, Callable[..., float]]:
+    horizons = None
+    if labels.kind == "survival":
+        horizons = Horizons(labels.names[:1], (float(ORACLE_TASKS[task].horizon_days),))
+    every = metrics_for(labels.kind, num_outputs=len(labels.names), horizons=horizons)
+    chosen = METRICS[labels.kind]
+    return {
+        name: metric for name, metric in every.items() if name in chosen or name.rsplit("_", 1)[0] in ("auc", "brier")
+    }
 
 
 def _find(table, subject_ids: np.ndarray, times: np.ndarray, task: str) -> np.ndarray:

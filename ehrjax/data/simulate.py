@@ -23,7 +23,7 @@ from ehrjax.data import oracle, simulate_chain, simulate_paths, simulate_records
 from ehrjax.data.readers.columns import hash_ids
 from ehrjax.data.workspace import naming_the_folder, workspace
 
-MODEL_VERSION = 1  # raised whenever the same seed gives other patients
+MODEL_VERSION = 2  # raised whenever the same seed gives other files
 BLOCK_PATIENTS = 2048
 
 
@@ -34,6 +34,7 @@ class Index(NamedTuple):
     time: np.ndarray  # int64 [v], seconds since 1970
     state: np.ndarray  # int32 [v]
     age_weeks: np.ndarray  # int64 [v], in the week of the index time
+    offset: np.ndarray  # int64 [v], seconds since that week began
     log_likelihood: np.ndarray  # float32 [v, 4], of the record up to the index time
     is_stay: np.ndarray  # bool [v]
 
@@ -70,33 +71,37 @@ def _index(lives, content, times, subject_ids: np.ndarray) -> Index:
     before = np.concatenate([np.zeros((1, drawn.shape[1])), drawn])[first]
     drawn -= np.repeat(before, np.diff(np.append(first, len(drawn))), 0)
     keep = np.flatnonzero(~times.is_cut)  # a stay that observation cuts short has no end to predict from
+    week = visits.week + visits.stay_weeks
+    monday = lives.patients.origin[visits.patient] + week * simulate_paths.WEEK
     return Index(
         subject_id=subject_ids[visits.patient[keep]],
         time=times.stop[keep],
         state=visits.state[keep],
-        age_weeks=(lives.patients.age_weeks[visits.patient] + visits.week + visits.stay_weeks)[keep],
+        age_weeks=(lives.patients.age_weeks[visits.patient] + week)[keep],
+        offset=(times.stop - monday)[keep],
         log_likelihood=(visits.log_likelihood + drawn)[keep].astype(np.float32),
         is_stay=(visits.kind == simulate_paths.STAY)[keep],
     )
 
 
 def oracle_table(index: Index) -> pa.Table:
-    """The true probabilities at every candidate index time of each task of `oracle.ORACLE_TASKS`.
+    """The true probabilities at every candidate index time of each task of `oracle.ORACLE_TASKS`, task by task.
 
-    diabetes_onset: the end of every visit of who has no diabetes yet; mortality_1y: the end of every visit;
-    readmission_30d: the end of every hospital stay.
+    Those are the ends of all visits, for readmission of all hospital stays, of who does not have the outcome's disease.
+    A task of several conditions has rows for each, under `TASK--CONDITION`.
     """
-    at_risk = simulate_chain.fields_of(index.state)["glycaemia"] != simulate_chain.DIABETES
-    candidates = {"diabetes_onset": at_risk, "mortality_1y": np.ones_like(at_risk), "readmission_30d": index.is_stay}
     parts = []
-    for task, mask in candidates.items():
-        rows = np.flatnonzero(mask)
-        some = Index(*(column[rows] for column in index))
-        latent, recorded = oracle.oracle_probabilities(task, some.state, some.age_weeks, some.log_likelihood)
-        columns = {"subject_id": some.subject_id, "task": pa.repeat(task, len(rows))}
-        columns["prediction_time"] = pa.array(some.time * 1_000_000, pa.timestamp("us"))
-        columns |= {"probability_latent": latent, "probability_recorded": recorded}
-        parts.append(pa.table(columns))
+    for events, tasks in oracle.tasks_by_events().items():
+        candidate = oracle.at_risk(events, index.state)
+        if events == simulate_chain.STAY_EVENTS:
+            candidate &= index.is_stay
+        some = Index(*(column[candidate] for column in index))
+        probabilities = oracle.oracle_probabilities(tasks, some.state, some.age_weeks, some.offset, some.log_likelihood)
+        for task, latent, recorded in zip(tasks, *probabilities, strict=True):
+            columns = {"subject_id": some.subject_id, "task": pa.repeat(task, len(latent))}
+            columns["prediction_time"] = pa.array(some.time * 1_000_000, pa.timestamp("us"))
+            columns |= {"probability_latent": latent, "probability_recorded": recorded}
+            parts.append(pa.table(columns))
     return pa.concat_tables(parts)
 
 

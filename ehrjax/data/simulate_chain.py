@@ -16,7 +16,6 @@ from typing import NamedTuple
 import numpy as np
 
 WEEKS_PER_YEAR = 365.25 / 7
-WEEKS_YEAR, WEEKS_MONTH = 52, 4  # whole weeks that a 365-day and a 30-day window cover on the weekly grid
 BAND_YEARS = (18, 30, 40, 50, 60, 70, 80)  # ages at which hazards change
 BAND_WEEKS = np.array([round(year * WEEKS_PER_YEAR) for year in BAND_YEARS])
 NUM_BANDS = len(BAND_YEARS) + 1

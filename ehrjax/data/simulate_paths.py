@@ -2,8 +2,8 @@
 
 Week k of a patient lies at `origin + 7 k days`; all that happens in it happens at one encounter that starts less than
 20 hours later and ends less than five days later (a stay: that, plus its further weeks). So the 365 days after an
-encounter's end hold the next 52 weeks exactly, 30 days hold the next four, and the chain's probabilities are those of
-labels defined on time stamps.
+encounter's end hold the next 52 weeks exactly and 30 days hold the next four; the oracle knows where in its week an
+encounter ends, and what other windows hold. The chain's probabilities are those of labels defined on time stamps.
 """
 
 from typing import NamedTuple
