@@ -5,6 +5,7 @@ from typing import Any
 
 FEW_PATIENTS = 30  # a bootstrap over fewer gives intervals that are too narrow
 ORACLE_NAMES = {"": "oracle (record)", "latent_": "oracle (latent)"}
+RANKED_BY = {"auroc": "AUROC", "macro_auroc": "macro AUROC", "c_index": "C-index", "concordance": "C-index"}
 
 
 def number(entry: Any, key: str = "value") -> float | None:
@@ -67,11 +68,21 @@ def task_text(name: str, task: Mapping[str, Any]) -> str:
     """One task: a heading, a row a metric and a column a system, then what was skipped and why."""
     if not task.get("kind"):
         return f"{name}: not trained. {task.get('skipped', '')}".rstrip()
-    systems = systems_of(task)
-    rows = [["", *systems]]
-    rows += [[metric, *(cell(row.get(metric)) for row in systems.values())] for metric in task["test"]]
-    lines = [heading(name, task), "", *aligned(rows), *(f"- {note}" for note in notes(task))]
+    lines = [heading(name, task), "", *aligned(task_rows(task)), *(f"- {note}" for note in notes(task))]
     return "\n".join(lines)
+
+
+def task_rows(task: Mapping[str, Any]) -> list[list[str]]:
+    """Heading and a row a metric; columns: model, baselines, oracle, then the model's paired difference to the best
+    baseline where there is one.
+    """
+    systems, difference = systems_of(task), task.get("difference") or {}
+    against = [f"model - {difference['baseline']}"] if difference.get("baseline") else []
+    rows = [["", *systems, *against]]
+    for metric in task["test"]:
+        differences = [cell(difference.get(metric), signed=True)] if against else []
+        rows.append([metric, *(cell(row.get(metric)) for row in systems.values()), *differences])
+    return rows
 
 
 def heading(name: str, task: Mapping[str, Any]) -> str:
@@ -83,19 +94,23 @@ def heading(name: str, task: Mapping[str, Any]) -> str:
         parts.append(f"prevalence {task['prevalence']:.3f}")
     if task.get("threshold") is not None and task["kind"] in ("binary", "multilabel"):
         parts.append(f"threshold {task['threshold']:.3f}")
+    if horizons := (task.get("survival") or {}).get("horizons"):
+        parts.append(f"horizons {', '.join(f'{days:g}' for days in horizons)} days")
     return f"{name} ({task['kind']}), test split: {', '.join(parts)}"
 
 
 def notes(task: Mapping[str, Any]) -> list[str]:
-    """Sentences under the table: few patients, distance to the oracle, undefined figures, skipped baselines."""
+    """Sentences under the table: few patients, seeds, distance to the oracle, undefined figures, skipped baselines."""
     systems, lines = systems_of(task), []
     patients = task.get("num_test_patients", FEW_PATIENTS)
     if patients < FEW_PATIENTS:
         lines.append(f"intervals rest on {patients} test patients only: take them as too narrow")
+    lines += _seed_notes(task)
     for name in ORACLE_NAMES.values():
-        ours, best = (number(systems.get(system, {}).get("auroc")) for system in ("model", name))
-        if ours is not None and best is not None:
-            lines.append(f"model AUROC minus that of the {name}: {ours - best:+.3f}")
+        for metric, title in RANKED_BY.items():
+            ours, best = (number(systems.get(system, {}).get(metric)) for system in ("model", name))
+            if ours is not None and best is not None:
+                lines.append(f"model {title} minus that of the {name}: {ours - best:+.3f}")
     reasons: dict[str, list[str]] = {}
     for system, row in systems.items():
         for metric, entry in row.items():
@@ -106,17 +121,33 @@ def notes(task: Mapping[str, Any]) -> list[str]:
     return lines + [f"{name} skipped: {row['skipped']}" for name, row in baselines.items() if "skipped" in row]
 
 
-def cell(entry: Any) -> str:
-    """`0.812 [0.790, 0.834]`, or a dash where there is no figure."""
-    value, low, high = (number(entry, key) for key in ("value", "low", "high"))
-    if value is None:
+def _seed_notes(task: Mapping[str, Any]) -> list[str]:
+    """What the test figures are of where several seeds were trained, and how far the members lie apart."""
+    seeds = task.get("seeds") or {}
+    if not seeds.get("members"):
+        return []
+    spread = [
+        f"{title} {row['mean']:.3f} (sd {row['std']:.3f})"
+        for metric, title in RANKED_BY.items()
+        if (row := seeds["members"].get(metric)) and None not in (row.get("mean"), row.get("std"))
+    ]
+    members = f"; members: {', '.join(spread)}" if spread else ""
+    return [f"figures are of the mean prediction of {seeds.get('num_seeds', len(spread))} seeds{members}"]
+
+
+def cell(entry: Any, *, signed: bool = False) -> str:
+    """`0.812 [0.790, 0.834]`, or a dash where there is no figure; `signed` for differences."""
+    values = [number(entry, key) for key in ("value", "low", "high")]
+    if values[0] is None:
         return "-"
-    return digits(value) if low is None or high is None else f"{digits(value)} [{digits(low)}, {digits(high)}]"
+    sign = "+" if signed else ""
+    value, *ends = (None if end is None else digits(end, sign=sign) for end in values)
+    return value if None in ends else f"{value} [{', '.join(ends)}]"
 
 
-def digits(value: float) -> str:
+def digits(value: float, *, sign: str = "") -> str:
     """Three decimals, fewer for large figures."""
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:,.1f}"
+    return f"{value:{sign}.3f}" if abs(value) < 100 else f"{value:{sign},.1f}"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
