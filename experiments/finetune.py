@@ -1,4 +1,4 @@
-"""Training on one task: from scratch or from a pre-trained encoder, all weights or adapters (LoRA) and the head."""
+"""Training on one task, one model or several: from scratch or a pre-trained encoder, all weights or adapters (LoRA)."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,9 +9,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ehrjax.evaluate.predict import LINKS
 from ehrjax.metrics.summary import known_rows, metrics_for
-from ehrjax.objectives.supervised import make_supervised_objective, supervised_loss
+from ehrjax.train.ensemble import fit_members, member_of
 from ehrjax.train.loop import FitResult, fit
 from ehrjax.train.lora import (
     init_trainable,
@@ -28,6 +27,7 @@ from experiments import build
 from experiments.loaders import Batches, make_loaders
 from experiments.prepare import Data, SplitData
 from experiments.pretrain import start_from
+from experiments.targets import Target
 
 
 def run_meta(data: Data, config: ConfigDict) -> dict[str, str]:
@@ -38,6 +38,7 @@ def run_meta(data: Data, config: ConfigDict) -> dict[str, str]:
 def train_task(
     name: str,
     parts: dict[str, SplitData],
+    target: Target,
     data: Data,
     config: ConfigDict,
     workdir: Path,
@@ -45,30 +46,31 @@ def train_task(
     encoder: Any = None,
     command: str,
 ) -> tuple[FitResult, Any, dict[str, Batches]]:
-    """Fit the model on train with early stopping on val; resumes from the workdir's checkpoints."""
-    labels = parts["train"].labels
+    """Fit the model on train with early stopping on val; resumes from the workdir's checkpoints.
+
+    Of `train.num_seeds` K > 1 members, member k has the initialisation and dropout of a run with `train.seed` + k, and
+    the batches of `train.seed`; then the result's `params` have the members on axis 0 (see `member_params`).
+    """
+    lora_rank, alpha = config.train.lora_rank, config.train.lora_alpha
     loaders, examples_of = make_loaders(parts, config)
-    sizes = {"vocab_size": len(data.vocab), "num_outputs": labels.num_outputs}
+    sizes = {"vocab_size": len(data.vocab), "num_outputs": target.num_outputs}
     model = build.make_model(config, **sizes)
     in_rows = build.make_model(config, **sizes, level=loaders["train"].level)
-    init_key, base_key = jax.random.split(jax.random.key(config.train.seed))
-    params = jax.jit(in_rows.init)(init_key, loaders["train"].batch_at(0))["params"]
-    params = start_from(params, encoder, data, config)
-    training = _whole(params, make_supervised_objective(in_rows, labels.kind), loaders["train"].batch_at, examples_of)
-    if config.train.lora_rank:
-        training = _adapted(params, training, config, jax.random.fold_in(init_key, 1))
-    tx, plateau = build.make_optimizer(config, num_steps=config.train.num_steps)
-    evaluate = _validation(model, loaders["val"], parts["val"], labels.kind)
-    trained = fit(
-        state=create_state(training.trainable, tx),
-        train_step=make_train_step(training.objective, tx),
+    keys = [jax.random.split(jax.random.key(config.train.seed + member)) for member in range(config.train.num_seeds)]
+    starts = _initial_params(in_rows, [key for key, _ in keys], loaders["train"], encoder, data, config)
+    training = _whole(starts, target.make_objective(in_rows), loaders["train"].batch_at, examples_of)
+    if lora_rank:
+        training = _adapted(starts, training, config, [jax.random.fold_in(key, 1) for key, _ in keys])
+    evaluate = _validation(model, loaders["val"], parts["val"], target)
+    trained = _fit(
+        training,
+        [key for _, key in keys],
+        lambda trainable: evaluate(training.to_params(trainable)),
+        config,
         batch_at=training.batch_at,
         num_steps=config.train.num_steps,
-        base_key=base_key,
-        eval_fn=lambda trainable: evaluate(training.to_params(trainable)),
         eval_every=config.train.eval_every,
         patience=config.train.patience,
-        plateau=plateau,
         log_every=config.train.log_every,
         workdir=workdir,
         part=name,
@@ -76,49 +78,78 @@ def train_task(
         resume_command=command,
         examples_of=training.examples_of,
     )
-    if config.train.lora_rank:
-        path = workdir / "adapters" / f"{name}.npz"
-        save_adapters(path, trained.params, params, alpha=config.train.lora_alpha)
-    return replace(trained, params=training.to_params(trained.params)), model, loaders
+    if lora_rank:
+        for member, (adapters, start) in enumerate(zip(member_params(trained, config), starts, strict=True)):
+            path = workdir / "adapters" / (f"{name}_{member}.npz" if len(starts) > 1 else f"{name}.npz")
+            save_adapters(path, adapters, start, alpha=alpha)
+    to_params = training.to_params if len(starts) == 1 else jax.vmap(training.to_params)
+    return replace(trained, params=to_params(trained.params)), model, loaders
+
+
+def member_params(trained: FitResult, config: ConfigDict) -> list[Any]:
+    """Parameters of each member; of the one model where `train.num_seeds` is 1."""
+    count = config.train.num_seeds
+    return [trained.params] if count == 1 else [member_of(trained.params, member) for member in range(count)]
 
 
 class _Training(NamedTuple):
     """What `fit` is given: all parameters, or adapters and the head on a frozen base."""
 
-    trainable: Any
+    trainables: list[Any]  # a member each
     objective: Callable[..., LossOutput]
     batch_at: Callable[[int], Any]
     examples_of: Callable[[Any], np.ndarray]
-    to_params: Callable[[Any], Any]  # of the model, from the trainable
+    to_params: Callable[[Any], Any]  # of the model, from one trainable
 
 
-def _whole(params: Any, objective, batch_at, examples_of) -> _Training:
-    return _Training(params, objective, batch_at, examples_of, lambda trainable: trainable)
+def _initial_params(model, keys: list[jax.Array], batches: Batches, encoder: Any, data: Data, config: ConfigDict):
+    init, batch = jax.jit(model.init), batches.batch_at(0)
+    return [start_from(init(key, batch)["params"], encoder, data, config) for key in keys]
 
 
-def _adapted(params: Any, whole: _Training, config: ConfigDict, key: jax.Array) -> _Training:
-    alpha = config.train.lora_alpha
-    trainable = init_trainable(key, params, rank=config.train.lora_rank)
-    print(f"LoRA: {num_trainable(trainable):,} of {build.count_params(params):,} parameters are trained", flush=True)
+def _whole(starts: list[Any], objective, batch_at, examples_of) -> _Training:
+    return _Training(starts, objective, batch_at, examples_of, lambda trainable: trainable)
+
+
+def _adapted(starts: list[Any], whole: _Training, config: ConfigDict, keys: list[jax.Array]) -> _Training:
+    # One base for all: what members do not share is the head, and that is in the trainables.
+    alpha, base = config.train.lora_alpha, starts[0]
+    trainables = [
+        init_trainable(key, start, rank=config.train.lora_rank) for key, start in zip(keys, starts, strict=True)
+    ]
+    trained, total = num_trainable(trainables[0]), build.count_params(base)
+    print(f"LoRA: {trained:,} of {total:,} parameters are trained", flush=True)
     return _Training(
-        trainable,
+        trainables,
         make_lora_objective(whole.objective, alpha=alpha),
-        with_base(whole.batch_at, params),
+        with_base(whole.batch_at, base),
         lambda on_base: whole.examples_of(on_base.batch),
-        lambda adapted: merge_trainable(params, adapted, alpha=alpha),
+        lambda adapted: merge_trainable(base, adapted, alpha=alpha),
     )
 
 
-def _validation(model, batches: Batches, part: SplitData, kind: str):
+def _fit(training: _Training, base_keys: list[jax.Array], eval_fn, config: ConfigDict, **settings) -> FitResult:
+    """One model by `fit`, several by `fit_members`."""
+    tx, plateau = build.make_optimizer(config, num_steps=config.train.num_steps)
+    train_step = make_train_step(training.objective, tx)
+    settings |= {"eval_fn": eval_fn, "plateau": plateau}
+    if len(base_keys) > 1:
+        return fit_members(training.trainables, tx, train_step, base_keys=jax.numpy.stack(base_keys), **settings)
+    state = create_state(training.trainables[0], tx)
+    return fit(state=state, train_step=train_step, base_key=base_keys[0], **settings)
+
+
+def _validation(model, batches: Batches, part: SplitData, target: Target):
     """`eval_fn(params)`: loss and the kind's first metric (AUROC for a binary task) on val, without intervals."""
     prepared = list(batches.eval_batches())
     labels, mask = part.labels.values, part.labels.mask
-    metric_name, metric = next(iter(metrics_for(kind, num_outputs=part.labels.num_outputs).items()))
+    kind, options = target.kind, {"num_outputs": part.labels.num_outputs, "horizons": target.linked_horizons}
+    metric_name, metric = next(iter(metrics_for(kind, **options).items()))
 
     @jax.jit
     def step(params, batch):
         logits = model.apply({"params": params}, batch).logits
-        return supervised_loss(logits, batch.labels, batch.label_mask, kind=kind), LINKS[kind](logits)
+        return target.loss(logits, batch.labels, batch.label_mask), target.link(logits)
 
     def eval_fn(params: Any) -> dict[str, float]:
         results = jax.device_get([step(params, batch) for batch in prepared])

@@ -78,6 +78,7 @@ def fit(
     workdir: str | Path,
     eval_every: int,
     eval_fn: Callable[[Any], Mapping[str, float]] | None = None,
+    observe: Callable[[TrainState], tuple[TrainState, Mapping[str, float], int]] | None = None,
     monitor: str = "val/loss",
     mode: str = "min",
     patience: int | None = None,
@@ -95,6 +96,9 @@ def fit(
     resumes from the last checkpoint, or returns the stored result of a finished run; bit for bit, on CPU, what an
     undisturbed run gives. `part` names one of several trainings in a workdir (`checkpoints/PART`). Raises Interrupted
     after SIGINT or SIGTERM, NonFiniteLossError, and CheckpointMismatchError when `meta` differs from the stored one.
+
+    `observe(state) -> (state, figures, num_bad_evals)` takes the place of `eval_fn` and `plateau` for a state that
+    keeps its best weights itself, as its `params` (see `ensemble`).
     """
     arguments = {**locals(), "workdir": Path(workdir)}
     if num_steps < 1 or eval_every < 1 or log_every < 1 or mode not in ("min", "max"):
@@ -120,6 +124,7 @@ class _Run:
     workdir: Path
     eval_every: int
     eval_fn: Callable[[Any], Mapping[str, float]] | None
+    observe: Callable[[TrainState], tuple[TrainState, Mapping[str, float], int]] | None
     monitor: str
     mode: str
     patience: int | None
@@ -242,16 +247,26 @@ class _Run:
 
     def _evaluate(self) -> None:
         self._fetch()
-        if self.eval_fn is not None:
-            values = {name: float(value) for name, value in self.eval_fn(self.state.params).items()}
-            value = self._monitored(values)
-            self._observe(value)
+        if self.eval_fn is not None or self.observe is not None:
+            values = self._validate()
+            value = values[self.monitor]
             self.log.write(self.step, {**values, "seconds": self.loop.seconds + time.perf_counter() - self.clock})
             self.bar.show({self.monitor: value})
             best = " (best)" if self.loop.best_step == self.step else ""
             others = "".join(f", {name} {v:.4g}" for name, v in values.items() if name != self.monitor)
             self.bar.say(f"step {self.step} of {self.num_steps}, {self.monitor} {value:.4g}{others}{best}")
         self._save()
+
+    def _validate(self) -> dict[str, float]:
+        """Validation figures; counters and state are brought up to date with them."""
+        if self.observe is not None:
+            state, figures, num_bad_evals = self.observe(self.state)
+            self._monitored(figures)
+            self.state, self.loop.num_bad_evals = state, num_bad_evals
+            return dict(figures)
+        figures = {name: float(value) for name, value in self.eval_fn(self.state.params).items()}
+        self._observe(self._monitored(figures))
+        return figures
 
     def _monitored(self, values: dict[str, float]) -> float:
         if self.monitor not in values:
