@@ -19,14 +19,10 @@ from ml_collections import ConfigDict
 
 from configs import lstm_small
 from ehrjax.data.build import READERS
-from ehrjax.models.behrt import Behrt
-from ehrjax.models.hierarchical import Hierarchical
-from ehrjax.models.med2vec import Med2Vec
-from ehrjax.models.visit_lstm import VisitLstm
+from ehrjax.models.registry import MODELS
 from ehrjax.train import optimizer
 from ehrjax.types import Outputs, TokenBatch, VisitBatch
 
-MODELS = {"visit_lstm": VisitLstm, "behrt": Behrt, "hierarchical": Hierarchical, "med2vec": Med2Vec}
 SOURCES = ("simulate", *READERS)
 FREE_SECTIONS = ("custom_tasks",)  # sections whose keys are the user's own names
 DECIDED_BY_RUN = ("vocab_size", "num_outputs", "level", "max_tokens", "with_context")

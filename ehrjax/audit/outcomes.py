@@ -1,0 +1,191 @@
+"""Whether labels say what the task says: each sampled row is worked out again from the patient's events, one by one.
+
+Written apart from the cohort engine, without its arrays, so that the two can disagree.
+"""
+
+import math
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+
+from ehrjax.audit.workdir import Finding, Rows, Run, TaskRecord
+from ehrjax.data.shards import NULL_TIME
+from ehrjax.data.tasks import ADMISSION_CODES, Task, match_codes
+from ehrjax.data.timeline import DAY
+
+NUM_ROWS = 150  # of each class and output
+_MAX_OUTPUTS = 20
+_DAYS_TOLERANCE = 1e-3  # days are stored as float32
+_CHECKED = ("codes", "death", "stay", "time_to_codes", "time_to_death", "time_to_stay", "new_codes")
+
+
+class _Rule(NamedTuple):
+    """A task's codes in one store (bool [num_codes])."""
+
+    task: Task
+    is_outcome: np.ndarray
+    is_excluded: np.ndarray
+    is_stay: np.ndarray
+    is_admission: np.ndarray
+
+
+class _Patient(NamedTuple):
+    times: np.ndarray  # of the events, seconds
+    codes: np.ndarray
+    statics: np.ndarray
+    death: int | None
+    starts: np.ndarray  # of the visits
+    classes: np.ndarray
+
+
+def check_labels(run: Run, record: TaskRecord, *, seed: int = 0) -> Finding:
+    """Outcomes lie after the index time and within the window; what the task excludes is not there by then."""
+    task = record.task
+    if task is None:
+        return Finding(None, "the labels were made elsewhere: their rules are not known here")
+    if task.outcome not in _CHECKED:
+        return Finding(None, f"labels of {task.outcome!r} are not worked out again by this audit")
+    rng, faults, num_rows = np.random.default_rng(seed), Counter(), 0
+    for output, rows, store in _outputs(run, record):
+        rule = _make_rule(task, output, store)
+        for row in _sample(rows, rng):
+            num_rows += 1
+            patient, t = _find(store, int(rows.subject_ids[row])), int(rows.times[row])
+            faults.update(fault for fault in _faults(rule, patient, t, rows.values[row]) if fault)
+    if not num_rows:
+        return Finding(None, "there are no label rows to look at")
+    if faults:
+        found = "; ".join(f"{count} rows: {fault}" for fault, count in faults.most_common(3))
+        return Finding(False, f"of {num_rows:,} rows worked out again, {found}")
+    rules = f"outcome within ({task.gap_days:g}, {task.gap_days + task.horizon_days:g}] days after the index time"
+    return Finding(True, f"{num_rows:,} rows worked out again: {rules}, exclusions kept")
+
+
+def _outputs(run: Run, record: TaskRecord):
+    """Rows of each output, days and event of survival side by side, with the store that they are of."""
+    if record.kind == "survival":
+        days, events = record.labels.get("days"), record.labels.get("event")
+        if days is not None and events is not None:
+            yield record.name, days._replace(values=np.concatenate([days.values, events.values], 1)), run.stores[0]
+    else:
+        for output in list(record.labels)[:_MAX_OUTPUTS]:
+            yield output, record.labels[output], run.stores[0]
+    if len(run.stores) == 1:
+        return
+    if record.kind == "survival":
+        yield record.name, record.tested, run.stores[1]
+    else:
+        for column, output in enumerate(record.outputs[:_MAX_OUTPUTS]):
+            values = record.tested.values[:, [column]]
+            yield output, record.tested._replace(values=values).take(np.isfinite(values[:, 0])), run.stores[1]
+
+
+def _sample(rows: Rows, rng) -> np.ndarray:
+    """Rows of either class alike: events are what can be placed wrongly, and they are rare."""
+    is_event = rows.values[:, -1] > 0
+    groups = (rng.permutation(np.flatnonzero(group))[:NUM_ROWS] for group in (is_event, ~is_event))
+    return np.concatenate(list(groups))
+
+
+def _make_rule(task: Task, output: str, store) -> _Rule:
+    codes = [str(code) for code in store.codes]
+    patterns = task.codes
+    if task.outcome == "new_codes":
+        patterns = dict(task.conditions).get(output, (output,))
+    stays = match_codes(task.stay_classes, codes)
+    has_stays = any(stays[np.asarray(s.visit_class)[np.asarray(s.visit_class) >= 0]].any() for s in store.shards)
+    no_code = np.zeros(len(codes), bool)
+    admissions = no_code if has_stays else match_codes(ADMISSION_CODES, codes)
+    is_outcome = match_codes(patterns, codes) if patterns else no_code
+    return _Rule(task, is_outcome, match_codes(task.exclude_codes, codes), stays, admissions)
+
+
+def _find(store, subject: int) -> _Patient | None:
+    for shard in store.shards:
+        row = int(np.searchsorted(shard.subject_ids, subject))
+        if row == len(shard.subject_ids) or shard.subject_ids[row] != subject:
+            continue
+        first, end = (int(offset) for offset in shard.visit_offsets[row : row + 2])
+        times, codes = [], []
+        for visit in range(first, end):
+            events = slice(int(shard.event_offsets[visit]), int(shard.event_offsets[visit + 1]))
+            times.append(int(shard.visit_start[visit]) + np.asarray(shard.event_times[events], np.int64))
+            codes.append(np.asarray(shard.event_codes[events]))
+        empty = np.zeros(0, np.int64)
+        death = int(shard.death[row])
+        return _Patient(
+            np.concatenate([*times, empty]),
+            np.concatenate([*codes, empty]).astype(np.int64),
+            np.asarray(shard.static_codes[int(shard.static_offsets[row]) : int(shard.static_offsets[row + 1])]),
+            None if death == NULL_TIME else death,
+            np.asarray(shard.visit_start[first:end]),
+            np.asarray(shard.visit_class[first:end]),
+        )
+    return None
+
+
+def _faults(rule: _Rule, patient: _Patient | None, t: int, values: np.ndarray):
+    """What is wrong with one row, as text; nothing where it is right."""
+    if patient is None:
+        yield "the patient is not in the store"
+        return
+    if patient.death is not None and patient.death <= t:
+        yield "the patient is dead at the index time"
+    outcomes = _outcome_times(rule, patient)
+    yield _exclusion(rule, patient, outcomes, t)
+    yield from (_survival if rule.task.kind == "survival" else _window)(rule, patient, outcomes, t, values)
+
+
+def _outcome_times(rule: _Rule, patient: _Patient) -> list[int]:
+    kind = rule.task.outcome.removeprefix("time_to_")
+    if kind == "death":
+        return [] if patient.death is None else [patient.death]
+    if kind == "stay":
+        at_visits = [int(s) for s, c in zip(patient.starts, patient.classes, strict=True) if c >= 0 and rule.is_stay[c]]
+        return sorted(at_visits + patient.times[rule.is_admission[patient.codes]].tolist())
+    return sorted(patient.times[rule.is_outcome[patient.codes]].tolist())
+
+
+def _exclusion(rule: _Rule, patient: _Patient, outcomes: list[int], t: int) -> str:
+    task = rule.task
+    if rule.is_excluded[patient.statics].any() or (patient.times[rule.is_excluded[patient.codes]] <= t).any():
+        return "an excluding code is there at the index time"
+    if task.outcome in ("codes", "time_to_codes"):
+        before = [time for time in outcomes if time <= t]
+        always = rule.is_outcome[patient.statics].any()
+        if math.isinf(task.washout_days) and (before or always):
+            return "the outcome is there already at the index time"
+        if before and t - before[-1] < round(task.washout_days * DAY):
+            return "the outcome is there within the wash-out"
+    return ""
+
+
+def _window(rule: _Rule, patient: _Patient, outcomes: list[int], t: int, values: np.ndarray):
+    task, value = rule.task, values[0]
+    begin = t + round(task.gap_days * DAY)
+    end = begin + round(task.horizon_days * DAY)
+    if task.outcome == "new_codes" and (rule.is_outcome[patient.statics].any() or any(o <= begin for o in outcomes)):
+        yield "the condition is there already at the index time"
+    elif any(t < o <= begin for o in outcomes):
+        yield "the outcome falls into the gap"
+    is_positive = any(begin < o <= end for o in outcomes)
+    if value > 0.5 and not is_positive:
+        yield "positive without an outcome in the window"
+    if value < 0.5 and is_positive:
+        yield "negative with an outcome in the window"
+
+
+def _survival(rule: _Rule, patient: _Patient, outcomes: list[int], t: int, values: np.ndarray):
+    days, event = float(values[0]), int(values[1])
+    after = min((o for o in outcomes if o > t), default=None)
+    first = math.inf if after is None else (after - t) / DAY
+    died = math.inf if patient.death is None else (patient.death - t) / DAY
+    if not 0 < days <= rule.task.horizon_days + _DAYS_TOLERANCE:
+        yield "the days are not within (0, horizon]"
+    if event == 1 and abs(first - days) > _DAYS_TOLERANCE:
+        yield "the event is not the first outcome after the index time"
+    if event != 1 and first <= days - _DAYS_TOLERANCE:
+        yield "the outcome comes before the end of observation"
+    if event == 2 and abs(died - days) > _DAYS_TOLERANCE:
+        yield "death is not on its day"

@@ -1,0 +1,49 @@
+"""Whether the vocabulary and the value bins were fitted on the train patients alone."""
+
+import numpy as np
+
+from ehrjax.audit.workdir import Finding, Run
+from ehrjax.data.store import Store
+from ehrjax.data.vocab import Vocabulary, fit_vocabulary
+
+_NUM_NAMED = 5
+
+
+def check_vocabulary(run: Run) -> Finding:
+    """The vocabulary fitted again on train is the run's; otherwise what only other patients can have brought in."""
+    settings = {
+        "min_count": run.config["data.min_count"],
+        "max_size": run.config["data.max_vocab"],
+        "value_bins": run.config["data.value_bins"],
+    }
+    again = fit_vocabulary(run.stores[0], run.splits["train"], **settings)
+    if again.content_hash == run.vocab.content_hash:
+        num_train = len(run.splits["train"])
+        return Finding(True, f"fitted again on {num_train:,} train patients: the same {len(again):,} tokens and bins")
+    return Finding(False, f"{_difference(run.vocab, again)}; {_origin(run, settings)}")
+
+
+def _difference(found: Vocabulary, fitted: Vocabulary) -> str:
+    foreign = sorted(set(found.tokens) - set(fitted.tokens))
+    lost = sorted(set(fitted.tokens) - set(found.tokens))
+    cuts = sorted(code for code in found.edges if found.edges[code] != fitted.edges.get(code))
+    parts = [
+        f"{len(names):,} {what} ({', '.join(names[:_NUM_NAMED])}{', ...' if len(names) > _NUM_NAMED else ''})"
+        for names, what in (
+            (foreign, "tokens are not what train gives"),
+            (lost, "tokens of train are missing"),
+            (cuts, "codes have other value bins than train gives"),
+        )
+        if names
+    ]
+    return "; ".join(parts) or "the tokens come in another order than train gives"
+
+
+def _origin(run: Run, settings: dict) -> str:
+    stores: tuple[Store, ...] = run.stores
+    fitted_on = {"train and val": np.concatenate([run.splits["train"], run.splits["val"]])}
+    fitted_on["all patients"] = stores[0].subject_ids
+    for name, subject_ids in fitted_on.items():
+        if fit_vocabulary(stores[0], subject_ids, **settings).content_hash == run.vocab.content_hash:
+            return f"it is the vocabulary of {name}"
+    return "it is the vocabulary of other patients, or of other settings than the config's"
