@@ -22,9 +22,10 @@ from ehrjax.evaluate.report import write_json
 from ehrjax.evaluate.report_blocks import Paragraph, Section, Table
 from ehrjax.evaluate.report_html import page
 from ehrjax.evaluate.report_markdown import markdown
-from ehrjax.evaluate.saved_predictions import Predictions, read_predictions
+from ehrjax.evaluate.saved_predictions import Predictions, horizons_of, read_predictions
 from ehrjax.evaluate.tables import aligned, cell
 from ehrjax.metrics.bootstrap import NUM_RESAMPLES
+from ehrjax.metrics.summary import metrics_for
 
 FIGURES_OF_PRETRAINING = "pre-training"
 
@@ -111,6 +112,8 @@ def _difference(name: str, first: Run, other: Run, **options: Any) -> dict[str, 
         raise ValueError(f"{where} disagree about the labels of {differing:,} shared rows: their data or tasks differ.")
     sizes = {"num_shared": len(left), "num_first": len(ours.times), "num_other": len(theirs.times)}
     rows = (theirs.scores[right], first.name, ours.scores[left], ours.subject_ids[left], known)
+    if ours.kind == "survival":
+        options["metrics"] = metrics_for("survival", horizons=horizons_of(ours.names))
     found = difference_to(ours.kind, ours.labels[left], *rows, **options)
     return sizes | {metric: {key: row[key] for key in ("value", "low", "high")} for metric, row in found.items()}
 

@@ -7,7 +7,7 @@ import pytest
 
 from ehrjax.evaluate.predict import write_predictions
 from ehrjax.evaluate.report import write_json
-from ehrjax.evaluate.saved_predictions import read_predictions
+from ehrjax.evaluate.saved_predictions import horizons_of, read_predictions
 from ehrjax.metrics.classification import auroc
 from experiments.compare import compare, comparison_text, main, read_runs, shared_rows, write_comparison
 
@@ -134,3 +134,26 @@ def test_pretraining_figures_stand_side_by_side(tmp_path):
     compared = compare(read_runs(runs))
     write_comparison(tmp_path / "out", compared)
     assert comparison_text(compared).splitlines()[-1].split() == ["mlm_accuracy", "0.500", "0.625"]
+
+
+def test_survival_is_compared_at_its_horizons(tmp_path):
+    days, events = np.array([[100.0, 1], [200, 0], [300, 1], [500, 0], [700, 1], [730, 0]]).repeat(8, axis=0).T
+    runs = []
+    for name, sign in (("right", -1.0), ("wrong", 1.0)):
+        risk = 0.4 + sign * 0.0004 * days
+        write_predictions(
+            tmp_path / name / "predictions" / "death.parquet",
+            "survival",
+            subject_ids=np.arange(48),
+            times=np.zeros(48, np.int64),
+            labels=np.stack([days, events], axis=1),
+            scores=np.stack([0.5 * risk, risk], axis=1),
+            names=("death by 365 days", "death by 730 days"),
+        )
+        results = {"model": None, "tasks": {"death": {"kind": "survival", "test": {"c_index": {"value": 0.5}}}}}
+        write_json(tmp_path / name / "results.json", results)
+        runs.append(tmp_path / name)
+    row = compare(read_runs(runs), num_resamples=20)["tasks"]["death"]["differences"]["wrong"]
+    assert row["c_index"]["value"] == -1.0 and row["brier_365d"]["value"] > 0
+    with pytest.raises(ValueError, match="expected such as"):
+        horizons_of(["death"])

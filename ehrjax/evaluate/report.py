@@ -8,6 +8,7 @@ writes both reports of a finished run again, from what its workdir holds.
 import argparse
 import json
 import math
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,9 +27,10 @@ from ehrjax.evaluate.tables import results_table
 __all__ = ["results_table", "write_json", "write_report"]
 
 MAX_PLOT_BYTES = 2_500_000  # of PNG plots in the page; base64 makes them a third larger
-# Endings of plots that a chart of the page replaces.
-REPLACED_PLOTS = ("forest", "reliability", "calibration", "decision", "decision_curve", "timeline")
-REPLACED_FILES = ("training", "pretrain", "embedding_map", "embeddings")
+# Plots that a chart of the page replaces.
+REPLACED_PLOTS = re.compile(
+    r"training|pretrain|embeddings_tsne|cluster_survival|.+_(forest|reliability|decision|incidence|patient_\d+)"
+)
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
@@ -79,7 +81,7 @@ def _plots(folder: Path) -> tuple[list[Path], list[Path]]:
     """PNG files that no chart replaces: those that fit into the page, and those that would make it too large."""
     chosen, left_out, size = [], [], 0
     for png in sorted(folder.glob("*.png")):
-        if png.stem in REPLACED_FILES or png.stem.endswith(tuple(f"_{ending}" for ending in REPLACED_PLOTS)):
+        if REPLACED_PLOTS.fullmatch(png.stem):
             continue
         size += png.stat().st_size
         (chosen if size <= MAX_PLOT_BYTES else left_out).append(png)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ehrjax.evaluate.report_blocks import Chart, Key, escape, shortened
 
 WIDTH, HEIGHT = 440, 300
-LEFT, RIGHT, TOP, BOTTOM = 54, 14, 12, 46
+LEFT, RIGHT, TOP, BOTTOM = 66, 14, 12, 46
 NUM_STYLES = 7
 ROW_HEIGHT = 32
 
@@ -59,7 +59,9 @@ def line_chart(
     if not any(_finite(one) for one in series if not one.is_reference):
         return []
     ends = [value for one in series for side in (one.low, one.high) for value in side or () if value is not None]
-    frame = _Frame(xlim or _limits([x for x, _ in points]), ylim or _limits([*(y for _, y in points), *ends], pad=0.05))
+    frame = _Frame(
+        xlim or _limits([x for x, _ in points], pad=0.02), ylim or _limits([*(y for _, y in points), *ends], pad=0.05)
+    )
     marks = "".join(_draw(one, frame) for one in series)
     text = _summary(series, ylabel)
     svg = (
@@ -141,7 +143,7 @@ def _axes(frame: _Frame, xlabel: str, ylabel: str) -> str:
         parts.append(f'<text x="{x:.1f}" y="{bottom + 17}" text-anchor="middle">{text}</text>')
     middle = (TOP + bottom) / 2
     parts.append(f'<text x="{(LEFT + right) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{escape(xlabel)}</text>')
-    label = f'<text transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">{escape(ylabel)}</text>'
+    label = f'<text transform="translate(12 {middle}) rotate(-90)" text-anchor="middle">{escape(ylabel)}</text>'
     return "".join([*parts, label, f'<path class="axis" d="M{LEFT} {TOP}V{bottom}H{right}"/>'])
 
 

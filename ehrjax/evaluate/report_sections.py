@@ -132,12 +132,12 @@ def training_section(train: Mapping[str, Any] | None, metrics_path: Path) -> Sec
 
 def _training_chart(name: str, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
     series = []
-    for split in ("train", "val"):
+    for style, split in enumerate(("train", "val")):
         points = [(row["step"], row[f"{split}/{name}"]) for row in rows if row.get(f"{split}/{name}") is not None]
         points = [*points[:: max(1, len(points) // MAX_POINTS)], *points[-1:]]
         if points:
             steps, values = zip(*points, strict=True)
-            series.append(Series(split, steps, values, has_points=len(points) <= 40))
+            series.append(Series(split, steps, values, has_points=len(points) <= 40, style=style))
     return line_chart(words(name), series, xlabel="step", ylabel=words(name))
 
 

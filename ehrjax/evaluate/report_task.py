@@ -19,7 +19,7 @@ from ehrjax.evaluate.report_blocks import (
     figure_text,
     words,
 )
-from ehrjax.evaluate.report_charts import Bar, Series, interval_chart, line_chart
+from ehrjax.evaluate.report_charts import NUM_STYLES, Bar, Series, interval_chart, line_chart
 from ehrjax.evaluate.report_explanations import explanation_blocks
 from ehrjax.evaluate.saved_predictions import Predictions, read_predictions
 from ehrjax.evaluate.tables import cell, heading, notes, number, systems_of, task_rows
@@ -58,7 +58,14 @@ def interval_charts(task: Mapping[str, Any], metrics: Sequence[str]) -> list[Cha
     charts = []
     for metric in [name for name in metrics if number(task["test"].get(name)) is not None][:MAX_PANELS]:
         bars = [
-            Bar(name, value, cell(row[metric]), number(row[metric], "low"), number(row[metric], "high"), place % 7)
+            Bar(
+                name,
+                value,
+                cell(row[metric]),
+                number(row[metric], "low"),
+                number(row[metric], "high"),
+                place % NUM_STYLES,
+            )
             for place, (name, row) in enumerate(systems.items())
             if (value := number(row.get(metric))) is not None
         ]
@@ -155,18 +162,17 @@ def _decision(curve: Any) -> list[Any]:
 
 
 def _survival(survival: Mapping[str, Any]) -> list[Any]:
-    """Observed and predicted curves, a chart a group."""
-    charts = []
-    for group, curve in (survival.get("curves") or {}).items():
-        series = [
-            Series("observed", curve["days"], curve["observed"], is_step=True),
-            Series("predicted", curve["days"], curve["predicted"], style=1),
-        ]
-        charts += line_chart(words(group), series, xlabel="days from the index time", ylabel="probability")
-    horizons = survival.get("horizons") or []
-    days = ", ".join(f"{horizon:g}" for horizon in horizons)
-    said = [Paragraph(f"Horizons: {days} days. Groups are of test patients.")] if charts and horizons else []
-    return [*said, Charts(charts)] if charts else []
+    """Observed incidence of each group as steps, the predicted as dots of the same colour, at days or at horizons."""
+    horizons, series = survival.get("horizons") or [], []
+    for place, (group, curve) in enumerate((survival.get("curves") or {}).items()):
+        days, predicted, style = curve["days"], curve["predicted"], place % NUM_STYLES
+        name = words(group)
+        at = horizons if len(predicted) == len(horizons) else days
+        series.append(Series(f"{name}, observed", days, curve["observed"], is_step=True, style=style))
+        dots = {"has_line": False, "has_points": True, "style": style}
+        series.append(Series(f"{name}, predicted", at, predicted, **dots))
+    title = f"{words(survival.get('cause') or 'event')} by predicted risk: observed (lines) and predicted (dots)"
+    return line_chart(title.capitalize(), series, xlabel="days from the index time", ylabel="incidence")
 
 
 def _subgroups(table: Mapping[str, Any]) -> Iterator[Table]:

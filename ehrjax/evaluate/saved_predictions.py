@@ -1,6 +1,8 @@
 """Test predictions read back from the Parquet files that a run writes."""
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,9 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, Int, Shaped
 
+from ehrjax.metrics.summary import Horizons
+
 
 class Predictions(NamedTuple):
-    """Labels and scores of the test rows of a task; multi-class labels are class numbers, unknown labels masked."""
+    """Labels and scores of the test rows of a task, unknown labels masked.
+
+    Multi-class labels are class numbers; those of survival (days, event), and its scores incidences.
+    """
 
     kind: str
     names: tuple[str, ...]  # of the outputs or classes; empty where the task has one output
@@ -27,7 +34,9 @@ COLUMNS = {
     "multiclass": ("categorical_value", "predicted_categorical_probabilities"),
     "multilabel": ("boolean_values", "predicted_boolean_probabilities"),
     "regression": ("float_value", "predicted_float_value"),
+    "survival": ("days_value", "predicted_incidences"),
 }
+_SURVIVAL_NAME = re.compile(r"(.+) by (\d+(?:\.\d+)?) days")
 
 
 def read_predictions(path: str | Path) -> Predictions:
@@ -42,6 +51,9 @@ def read_predictions(path: str | Path) -> Predictions:
         raise ValueError(f"{path}: predictions of kind {kind!r} cannot be read back: known are {', '.join(COLUMNS)}.")
     label_column, score_column = (table[name].combine_chunks() for name in COLUMNS[kind])
     labels, mask = _labels(kind, names, label_column, table.num_rows)
+    if kind == "survival":
+        events = _matrix(table["event_value"].combine_chunks(), table.num_rows)
+        labels, mask = np.hstack([labels, np.where(mask, events, 0.0)]), np.hstack([mask, mask])
     return Predictions(
         kind,
         names,
@@ -51,6 +63,19 @@ def read_predictions(path: str | Path) -> Predictions:
         _matrix(score_column, table.num_rows).astype(np.float64),
         mask,
     )
+
+
+def horizons_of(names: Sequence[str]) -> Horizons:
+    """Causes and days that names such as "death by 365 days" stand for, causes first; ValueError for other names.
+
+    >>> horizons_of(["death by 365 days", "death by 730 days"])
+    Horizons(causes=('death',), days=(365.0, 730.0))
+    """
+    found = [_SURVIVAL_NAME.fullmatch(name) for name in names]
+    if not all(found):
+        raise ValueError(f"names of survival scores are {list(names)}: expected such as 'death by 365 days'.")
+    causes, days = (tuple(dict.fromkeys(match[group] for match in found)) for group in (1, 2))
+    return Horizons(causes, tuple(map(float, days)))
 
 
 def _labels(kind: str, names: tuple[str, ...], column: pa.Array, num_rows: int) -> tuple[np.ndarray, np.ndarray]:

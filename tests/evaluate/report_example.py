@@ -126,8 +126,8 @@ def _explanation(seed: int) -> dict:
 def _survival_task() -> dict:
     days = list(range(0, 731, 73))
     curves = {
-        name: {"days": days, "observed": [rate * d for d in days], "predicted": [1.1 * rate * d for d in days]}
-        for name, rate in (("all", 1e-4), ("highest_risk", 4e-4))
+        name: {"days": days, "observed": [rate * d for d in days], "predicted": [rate * 400, rate * 800]}
+        for name, rate in (("low", 1e-4), ("high", 4e-4))
     }
     return {
         **{"kind": "survival", "num_train": 4200, "num_test": 900, "num_test_patients": 400, "prevalence": None},
@@ -135,7 +135,7 @@ def _survival_task() -> dict:
         "baselines": {"cox": {"concordance": entry(0.7), "concordance_ipcw": entry(0.69)}},
         "oracle": {"concordance": 0.74},
         "difference": {"baseline": "cox", "concordance": entry(0.02)},
-        "survival": {"horizons": [365, 730], "curves": curves},
+        "survival": {"cause": "death", "horizons": [365, 730], "curves": curves},
     }
 
 

@@ -37,7 +37,7 @@ def test_a_gap_breaks_the_line_and_steps_stay_until_the_next_value():
     (chart,) = line_chart("title", [Series("a", [0, 1, 2, 3], [1.0, 2.0, None, 1.0])], **LABELS)
     assert _paths(chart.svg)[0].count("M") == 2
     (chart,) = line_chart("title", [Series("a", [0, 1], [0.0, 1.0], is_step=True)], xlim=(0, 1), ylim=(0, 1), **LABELS)
-    assert _paths(chart.svg) == ["M54.0 254.0H426.0V12.0"]
+    assert _paths(chart.svg) == ["M66.0 254.0H426.0V12.0"]
 
 
 def test_names_are_escaped_everywhere():
