@@ -78,7 +78,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train.label_fraction = 1.0  # share of the train patients whose labels are used
     config.train.lora_rank = 0  # above 0: only adapters of this rank and the head are trained
     config.train.lora_alpha = 16.0
-    config.train.num_seeds = 1
+    config.train.survival = "discrete"  # loss of survival tasks: discrete, piecewise, cox
+    config.train.num_intervals = 12  # of follow-up, for the former two; edges at quantiles of train's event times
+    config.train.num_seeds = 1  # models trained in one program, whose mean is what is tested
     config.train.seed = 0
     config.train.eval_every = 50
     config.train.patience = 6  # evaluations without a better validation score before training stops
@@ -86,7 +88,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.eval = ConfigDict()
     config.eval.num_resamples = 1000  # bootstrap over patients
-    config.eval.baselines = ("prevalence", "logistic", "boosting")
+    config.eval.baselines = ("prevalence", "visit_count", "logistic", "boosting")
     config.eval.masked_steps = 4000  # at most, of the logistic baseline of masked codes
     config.eval.min_positives = 10  # in train, and 3 in val and in test; fewer and the task is not trained
 

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from configs import lstm_small
 from ehrjax.data.build import READERS
 from ehrjax.models.registry import MODELS
+from ehrjax.objectives import survival
 from ehrjax.train import optimizer
 from ehrjax.types import Outputs, TokenBatch, VisitBatch
 
@@ -59,8 +60,11 @@ def check_config(config: ConfigDict) -> ConfigDict:
         raise ValueError("train.lora_rank adapts a pre-trained encoder: set pretrain.num_steps, or lora_rank=0.")
     if reference.pretrain.objectives.skip_gram and "with_context" not in _fields(model):
         raise ValueError(f"pretrain.objectives.skip_gram is for med2vec: {config.model.name} has no context table.")
-    if reference.train.num_seeds != 1:
-        raise ValueError(f"train.num_seeds={reference.train.num_seeds}: this version trains one seed a run; use 1.")
+    if reference.train.num_seeds < 1:
+        raise ValueError(f"train.num_seeds={reference.train.num_seeds} must be at least 1.")
+    if reference.train.survival not in survival.KINDS:
+        near = difflib.get_close_matches(reference.train.survival, survival.KINDS, n=1, cutoff=0.0)
+        raise ValueError(f"train.survival={reference.train.survival!r} is not known: use {near[0]}.")
     return reference
 
 

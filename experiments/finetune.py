@@ -58,6 +58,7 @@ def train_task(
     in_rows = build.make_model(config, **sizes, level=loaders["train"].level)
     keys = [jax.random.split(jax.random.key(config.train.seed + member)) for member in range(config.train.num_seeds)]
     starts = _initial_params(in_rows, [key for key, _ in keys], loaders["train"], encoder, data, config)
+    starts = [target.at_base_rates(params) for params in starts]
     training = _whole(starts, target.make_objective(in_rows), loaders["train"].batch_at, examples_of)
     if lora_rank:
         training = _adapted(starts, training, config, [jax.random.fold_in(key, 1) for key, _ in keys])

@@ -1,4 +1,4 @@
-"""The `pretrain` and `embeddings` parts of results.json: the pre-trained model beside its baselines, val and test."""
+"""The `pretrain` part of results.json: the pre-trained model beside its baselines, val and test."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -10,7 +10,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ehrjax.data.events import code_type
-from ehrjax.evaluate.embeddings import diagnosis_tokens, evaluate_embeddings, patients_with
 from ehrjax.evaluate.masked_baselines import fit_masked_baselines
 from ehrjax.evaluate.next_visit_baselines import (
     BASELINES,
@@ -31,16 +30,13 @@ SPLITS = ("val", "test")
 
 
 def evaluate_pretraining(trained: Pretrained, data: Data, config: ConfigDict) -> dict[str, Any]:
-    """`pretrain`: val and test figures of the model, test figures of the baselines, all on the same codes and visits.
-
-    `embeddings`: geometry of the test patients' vectors.
-    """
+    """Val and test figures of the model, test figures of the baselines, all on the same codes and visits."""
     results: dict[str, Any] = {"val": {}, "test": {}, "baselines": {}}
     if "mlm" in trained.model.heads:
         _merge(results, _evaluate_masked(trained, data, config))
     if "next_visit" in trained.model.heads:
         _merge(results, _evaluate_next_visits(trained, data, config))
-    return {"pretrain": results, "embeddings": evaluate_patients(trained, data, config)}
+    return results
 
 
 def _merge(results: dict[str, Any], more: dict[str, Any]) -> None:
@@ -175,31 +171,3 @@ def score_next_visits(
     alone = targets.visits[~is_scored[targets.visits]]
     for start in range(0, len(alone), 1024):
         yield alone[start : start + 1024], np.tile(np.float32(frequency), (len(alone[start : start + 1024]), 1))
-
-
-def evaluate_patients(trained: Pretrained, data: Data, config: ConfigDict) -> dict[str, Any]:
-    """Geometry of the test patients' pooled states, judged by the diagnoses that they have."""
-    tokens = diagnosis_tokens(trained.records["train"].sequences, _types(data))
-    labels = patients_with(trained.records["test"].sequences, tokens)
-    return evaluate_embeddings(embed_patients(trained, "test"), labels, seed=config.train.seed)
-
-
-def embed_patients(trained: Pretrained, split: str) -> np.ndarray:
-    """One vector a patient [P, D]: the mean over the windows of the record of their mean token states."""
-    windows = trained.records[split].windows
-    encoder = trained.model.encoder
-
-    @jax.jit
-    def step(params, batch):
-        return encoder.apply({"params": params["encoder"]}, batch).pooled
-
-    totals = None
-    counts = np.bincount(windows.example_index, minlength=len(trained.records[split].sequences.subject_ids))
-    for batch in trained.loaders[split].eval_batches():
-        pooled = np.asarray(step(trained.fitted.params, batch), np.float64)
-        if totals is None:
-            totals = np.zeros((len(counts), pooled.shape[-1]))
-        is_real = batch.example_ids >= 0
-        pooled = pooled if pooled.ndim == 3 else pooled[:, None]
-        np.add.at(totals, windows.example_index[batch.example_ids[is_real]], pooled[is_real])
-    return (totals / counts[:, None]).astype(np.float32)

@@ -6,7 +6,6 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial as bind
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,26 +14,26 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from ehrjax.data.labels import Labels
 from ehrjax.evaluate import plots
-from ehrjax.evaluate.bags import bag_of_codes
-from ehrjax.evaluate.baselines import fit_baselines
+from ehrjax.evaluate.audit.checks import audit_run
 from ehrjax.evaluate.code_vectors import write_code_vectors
-from ehrjax.evaluate.predict import predict, write_predictions
+from ehrjax.evaluate.predict import predict
 from ehrjax.evaluate.report import write_json, write_report
 from ehrjax.evaluate.tables import pretrain_text, results_table
-from ehrjax.metrics.summary import best_threshold, evaluate
 from ehrjax.train.loop import FitResult
 from ehrjax.types import FIRST_CODE, VisitSequences
-from experiments import build, oracle
-from experiments.finetune import run_meta, train_task
+from experiments import build
+from experiments.embed import evaluate_patients
+from experiments.explain_task import explain_task
+from experiments.finetune import member_params, run_meta, train_task
 from experiments.loaders import Batches
-from experiments.prepare import Data, SplitData, candidate_tasks, even_share, prepare_data, prepare_task
+from experiments.prepare import Data, candidate_tasks, find_task, prepare_data, prepare_task
 from experiments.pretrain import active_objectives, pretrain
 from experiments.pretrain_eval import evaluate_pretraining
+from experiments.targets import LINKED, Target, apply_linked, make_target
+from experiments.task_eval import count_rows, evaluate_task
 
-# Of more train rows the baselines get an even share: boosting took two minutes on 100,000 rows, and had not ended after
-# five on 350,000.
-MAX_BASELINE_ROWS = 100_000
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pandas", "pyarrow", "scikit-learn")
 
 
@@ -54,16 +53,27 @@ def run(config: ConfigDict, workdir: Path, *, command: str) -> dict[str, Any]:
         write_json(workdir / "environment.json", environment(command))
         data = prepare_data(config, workdir)
         plots.data_overview(workdir / "plots" / "data.png", data.stores[0])
-        results = {"model": None, "data": data.report, "pretrain": None, "embeddings": None, "tasks": {}, "train": None}
+        results = {
+            "model": None,
+            "data": data.report,
+            "pretrain": None,
+            "embeddings": None,
+            "tasks": {},
+            "train": None,
+            "audit": None,
+        }
         encoder = run_pretraining(data, config, workdir, results, command) if is_pretrained else None
+        models: dict[str, Any] = {}
         for name in tasks:
-            results["tasks"][name] = run_task(name, data, config, workdir, results, command, encoder)
+            results["tasks"][name] = run_task(name, data, config, workdir, results, models, command, encoder)
         for name in config.fallback_tasks:
             if any(row["kind"] for row in results["tasks"].values()):
                 break
             if name not in results["tasks"]:
                 print(f"trying {name} instead", flush=True)
-                results["tasks"][name] = run_task(name, data, config, workdir, results, command, encoder)
+                results["tasks"][name] = run_task(name, data, config, workdir, results, models, command, encoder)
+        print("audit: looking for leaks", flush=True)
+        results["audit"] = audit_run(workdir, results=results, params=models)
         return _finish(results, config, workdir)
 
 
@@ -80,8 +90,9 @@ def run_pretraining(data: Data, config: ConfigDict, workdir: Path, results: dict
     )
     evaluated = workdir / "pretrain.json"  # so that a resumed run does not evaluate again
     if not evaluated.exists():
-        print("pretrain: evaluating the model and its baselines", flush=True)
-        write_json(evaluated, evaluate_pretraining(trained, data, config))
+        print("pretrain: evaluating the model, its baselines and the patients' embeddings", flush=True)
+        found = {"pretrain": evaluate_pretraining(trained, data, config)}
+        write_json(evaluated, found | {"embeddings": evaluate_patients(trained, data, config, workdir)})
     results |= json.loads(evaluated.read_text(encoding="utf-8"))
     print(pretrain_text(results), flush=True)
     if results["pretrain"]["test"]:
@@ -90,111 +101,53 @@ def run_pretraining(data: Data, config: ConfigDict, workdir: Path, results: dict
 
 
 def run_task(
-    name: str, data: Data, config: ConfigDict, workdir: Path, results: dict, command: str, encoder: Any = None
+    name: str,
+    data: Data,
+    config: ConfigDict,
+    workdir: Path,
+    results: dict,
+    models: dict[str, Any],
+    command: str,
+    encoder: Any = None,
 ) -> dict[str, Any]:
     """Train and evaluate one task; fills model and train in `results`. `kind` is null where it was skipped.
 
-    `encoder` holds pre-trained parameters to start from.
+    `models` gets the task's parameters (of the first member). `encoder` holds pre-trained parameters to start from.
     """
     parts, reason, flow = prepare_task(name, data, config, workdir)
     if parts is None:
         print(f"{name}: not trained. {reason}", flush=True)
         return {"kind": None, "skipped": reason, "flow": flow}
-    sizes = _count_rows(parts)
+    sizes = count_rows(parts)
     print(f"{name}: {sizes['train']:,} train, {sizes['val']:,} val, {sizes['test']:,} test rows", flush=True)
-    trained, model, loaders = train_task(name, parts, data, config, workdir, encoder=encoder, command=command)
-    results["model"] = {"name": config.model.name, "num_params": build.count_params(trained.params)}
+    target = make_target(find_task(name, config), parts["train"].sequences, parts["train"].labels, config)
+    trained, model, loaders = train_task(name, parts, target, data, config, workdir, encoder=encoder, command=command)
+    members = member_params(trained, config)
+    models[name] = members[0]
+    results["model"] = {"name": config.model.name, "num_params": build.count_params(members[0])}
     results["train"] = _add_training(results["train"], trained, parts["train"].sequences, loaders["train"])
-    return evaluate_task(name, parts, model, trained, loaders, data, config, workdir) | {"flow": flow}
+    evaluated = workdir / "tasks" / f"{name}.json"  # so that a resumed run does not evaluate again
+    if not evaluated.exists():
+        print(f"{name}: evaluating the model and its baselines", flush=True)
+        scores = predict_members(model, target, members, loaders, parts["val"].labels)
+        row = evaluate_task(name, parts, target, scores, data, config, workdir)
+        test = np.mean(scores["test"], axis=0)
+        row["explanations"] = explain_task(name, parts["test"], test, model, members[0], data, config, workdir)
+        write_json(evaluated, row | {"flow": flow})
+    return json.loads(evaluated.read_text(encoding="utf-8"))
 
 
-def evaluate_task(
-    name: str,
-    parts: dict[str, SplitData],
-    model: Any,
-    trained: FitResult,
-    loaders: dict[str, Batches],
-    data: Data,
-    config: ConfigDict,
-    workdir: Path,
-) -> dict[str, Any]:
-    """Test figures of the model, the baselines and the oracle, with intervals; writes predictions and plots."""
-    labels, val = parts["test"].labels, parts["val"].labels
-    kind = labels.kind
-    apply_fn = build.apply_fn(model)
-    scores = {k: predict(apply_fn, trained.params, loaders[k].eval_batches(), kind=kind) for k in ("val", "test")}
-    measure = bind(_measure, kind, val, labels, config)
-    threshold = best_threshold(kind, val.values, scores["val"], val.mask)
-    write_predictions(
-        workdir / "predictions" / f"{name}.parquet",
-        kind,
-        subject_ids=labels.subject_ids,
-        times=labels.times,
-        labels=labels.values,
-        scores=scores["test"],
-        mask=labels.mask,
-        names=labels.names,
-        threshold=threshold,
-    )
-    baselines, baseline_scores = {}, {}
-    fitted = _fit_baselines(parts, data, config)
-    for baseline, fit_ in fitted.items():
-        if fit_.scores is None:
-            baselines[baseline] = {"skipped": fit_.reason}
-        else:
-            baselines[baseline] = measure(fit_.scores)
-            baseline_scores[baseline] = fit_.scores["test"]
-    ceiling = oracle.evaluate_oracle(name, data.simulated, labels) if data.simulated else None
-    plots.task_plots(
-        workdir / "plots",
-        name,
-        kind,
-        labels.values,
-        scores["test"],
-        labels.mask,
-        baseline_scores,
-        names=labels.names,
-        threshold=threshold,
-    )
-    sizes = {f"num_{split}": count for split, count in _count_rows(parts).items()}
-    sizes["num_test_patients"] = len(np.unique(labels.subject_ids))
-    prevalence = float(labels.values[labels.mask].mean()) if kind in ("binary", "multilabel") else None
-    row = {"kind": kind, **sizes, "prevalence": prevalence, "threshold": threshold}
-    row |= {"test": measure(scores), "baselines": baselines, "oracle": ceiling}
-    plots.forest(workdir / "plots" / f"{name}_forest.png", row, title=name)
-    return row
+def predict_members(
+    model: Any, target: Target, members: list[Any], loaders: dict[str, Batches], val: Labels
+) -> dict[str, np.ndarray]:
+    """Scores [M, n, S] of the members on val and test."""
+    apply_fn = apply_linked(model, target)
 
+    def scores_of(params: Any, split: str) -> np.ndarray:
+        return predict(apply_fn, params, loaders[split].eval_batches(), kind=LINKED)
 
-def _measure(kind: str, val, test, config: ConfigDict, scores: dict[str, np.ndarray]) -> dict[str, Any]:
-    threshold = best_threshold(kind, val.values, scores["val"], val.mask)
-    return evaluate(
-        kind,
-        test.values,
-        scores["test"],
-        test.mask,
-        test.subject_ids,
-        num_resamples=config.eval.num_resamples,
-        seed=config.train.seed,
-        threshold=threshold,
-    )
-
-
-def _fit_baselines(parts: dict[str, SplitData], data: Data, config: ConfigDict):
-    labels, masks, features = {}, {}, {}
-    for split, (_, sequences, level) in parts.items():
-        rows = np.arange(len(sequences.labels))
-        if split == "train":
-            rows = even_share(np.flatnonzero(sequences.label_mask.any(axis=1)), MAX_BASELINE_ROWS)
-        labels[split], masks[split] = sequences.labels[rows], sequences.label_mask[rows]
-        features[split] = bag_of_codes(sequences, len(data.vocab), level=level, rows=rows)
-    train = parts["train"].labels
-    num_classes = train.num_outputs if train.kind == "multiclass" else None
-    names = tuple(config.eval.baselines)
-    return fit_baselines(train.kind, features, labels, masks, num_classes=num_classes, names=names)
-
-
-def _count_rows(parts: dict[str, SplitData]) -> dict[str, int]:
-    return {split: int(part.sequences.label_mask.any(axis=1).sum()) for split, part in parts.items()}
+    found = [target.finish({split: scores_of(params, split) for split in ("val", "test")}, val) for params in members]
+    return {split: np.stack([scores[split] for scores in found]) for split in ("val", "test")}
 
 
 def _add_training(
@@ -218,7 +171,7 @@ def _finish(results: dict, config: ConfigDict, workdir: Path) -> dict[str, Any]:
     write_report(workdir, results, build.config_dict(config))
     write_json(workdir / "results.json", results)
     print(results_table(results))
-    print(f"\nwritten to {workdir}: results.json, report.html, predictions/, plots/, checkpoints/")
+    print(f"\nwritten to {workdir}: results.json, report.html, report.md, predictions/, plots/, checkpoints/")
     return results
 
 

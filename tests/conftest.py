@@ -2,6 +2,8 @@
 
 import os
 import resource
+import shutil
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,13 +11,31 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Compiling takes most of the suite's time, and tests run each program a few times only.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# What one test has compiled the others of this session read from disk: in other workers, in runs that tests start.
+_COMPILED = None
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _COMPILED = tempfile.mkdtemp(prefix="ehrjax-tests-")
+    os.environ |= {"JAX_COMPILATION_CACHE_DIR": _COMPILED, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
 
-import jax
-import pytest
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_unconfigure():
+    """Workers inherit the folder's name, so the process that made it goes last."""
+    if _COMPILED:
+        shutil.rmtree(_COMPILED, ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled_functions():
+    """Compiled functions of earlier modules would fill gigabytes."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -12,11 +12,11 @@ from ehrjax.data.token_batching import TokenBatches
 from ehrjax.data.windows import cut_windows
 from ehrjax.evaluate.next_visit_baselines import next_visit_targets
 from ehrjax.models.pretraining import Pretraining
+from experiments.embed import patient_embeddings
 from experiments.pretrain import Records
 from experiments.pretrain_eval import (
     _owners,
     code_numbers,
-    embed_patients,
     score_masked,
     score_next_visits,
     visit_numbers,
@@ -163,7 +163,7 @@ def test_a_visit_that_fills_its_window_takes_the_base_rates(trained):
 
 def test_a_patient_is_the_mean_of_its_windows(trained):
     records = trained.records["test"]
-    vectors = embed_patients(trained, "test")
+    vectors = patient_embeddings(trained, "test").vectors
     sums, counts = np.zeros_like(vectors), np.zeros(len(vectors))
     for batch in trained.loaders["test"].eval_batches():
         params = {"params": trained.fitted.params["encoder"]}

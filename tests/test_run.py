@@ -104,7 +104,8 @@ def _full_configs():
         ("--config.data.source=synthea", "data.path"),
         ("--config.data.source=sinthea", "synthea"),
         ("--config.tasks=('diabetis_onset',)", "diabetes_onset"),
-        ("--config.train.num_seeds=3", "num_seeds"),
+        ("--config.train.num_seeds=0", "num_seeds"),
+        ("--config.train.survival=weibull", "survival"),
         ("stray", "unexpected argument"),
     ],
 )

@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs import lstm_small
-from ehrjax.audit import __main__ as command
-from ehrjax.audit.checks import audit_models
-from ehrjax.audit.index_time import blank_labels
-from ehrjax.audit.model import rebuild
-from ehrjax.audit.workdir import read_run
 from ehrjax.data.timeline import DAY
 from ehrjax.data.vocab import fit_vocabulary
+from ehrjax.evaluate.audit import __main__ as command
+from ehrjax.evaluate.audit.checks import audit_models
+from ehrjax.evaluate.audit.index_time import blank_labels
+from ehrjax.evaluate.audit.model import rebuild
+from ehrjax.evaluate.audit.workdir import read_run
 from ehrjax.train.checkpoint import restore_best_params
 from experiments import stages
 

@@ -19,6 +19,7 @@ from experiments import build
 from experiments.finetune import _initial_params, member_params, train_task
 from experiments.loaders import make_loaders
 from experiments.prepare import SplitData
+from experiments.targets import make_target
 from tests.sequences import VOCAB_SIZE, make_sequences
 
 
@@ -53,7 +54,8 @@ def make_config(recipe, **train):
 
 
 def train(config, workdir, encoder=None):
-    return train_task("y", PARTS, DATA, config, workdir, encoder=encoder, command="the same again")
+    target = make_target(None, PARTS["train"].sequences, PARTS["train"].labels, config)
+    return train_task("y", PARTS, target, DATA, config, workdir, encoder=encoder, command="the same again")
 
 
 def assert_close(one, two):

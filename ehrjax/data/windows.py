@@ -62,6 +62,12 @@ def truncate(sequences: VisitSequences, *, max_tokens: int, level: str = "patien
     return _take(sequences, start, end, np.arange(len(first)), max_tokens, level)[0]
 
 
+def take_examples(sequences: VisitSequences, examples: Int[np.ndarray, "n"]) -> VisitSequences:
+    """These examples, in this order, with patient-level labels."""
+    bounds = sequences.example_offsets[examples], sequences.example_offsets[np.asarray(examples) + 1]
+    return _take(sequences, *bounds, np.asarray(examples), len(sequences.codes) + 2, "patient")[0]
+
+
 def _visit_tokens(sequences: VisitSequences, max_tokens: int) -> Int[np.ndarray, "num_visits"]:
     """Tokens of each visit with its [SEP], as they are kept."""
     return np.minimum(np.diff(sequences.visit_offsets), max_tokens - 2) + 1

@@ -84,33 +84,17 @@ def store_lengths(path: str, max_tokens: int, num_patients: int) -> np.ndarray:
 def one_a_row(sequences, max_tokens, batch_size, num_batches):
     """Padded batches: patients in a random order, one a row."""
     from ehrjax.data.token_batching import TokenBatches
+    from ehrjax.data.windows import take_examples
 
     batches = []
     for number in range(num_batches):
-        members = np.arange(batch_size) + number * batch_size
-        alone = [TokenBatches(take_one(sequences, m), **_options(max_tokens, 1)).batch_at(0) for m in members]
+        members = np.arange(batch_size)[:, None] + number * batch_size
+        alone = [TokenBatches(take_examples(sequences, m), **_options(max_tokens, 1)).batch_at(0) for m in members]
         fields = ("tokens", "ages", "visit_ids", "positions", "segment_ids")
         stacked = {name: np.concatenate([getattr(batch, name) for batch in alone]) for name in fields}
         masked = type(alone[0].masked)(*map(np.concatenate, zip(*(batch.masked for batch in alone), strict=True)))
         batches.append(alone[0]._replace(**stacked, masked=masked))
     return batches
-
-
-def take_one(sequences: VisitSequences, example: int) -> VisitSequences:
-    """The sequences of one example."""
-    start, stop = sequences.example_offsets[example : example + 2]
-    offsets = sequences.visit_offsets[start : stop + 1]
-    return VisitSequences(
-        codes=sequences.codes[offsets[0] : offsets[-1]],
-        visit_offsets=offsets - offsets[0],
-        example_offsets=np.array([0, stop - start]),
-        ages=sequences.ages[start:stop],
-        gap_days=sequences.gap_days[start:stop],
-        subject_ids=sequences.subject_ids[example : example + 1],
-        times=sequences.times[example : example + 1],
-        labels=sequences.labels[example : example + 1],
-        label_mask=sequences.label_mask[example : example + 1],
-    )
 
 
 def packed_batches(sequences, max_tokens, batch_size, num_batches):

@@ -44,6 +44,7 @@ from experiments.benchmarks.label_efficiency_report import METRICS, SYSTEMS, dra
 from experiments.finetune import run_meta, train_task
 from experiments.prepare import Data, SplitData, even_share, labelled_subjects, prepare_data, prepare_task
 from experiments.pretrain import pretrain
+from experiments.targets import make_target
 
 MAY_GROW = ("out", "fractions", "num_seeds")  # options that may differ when a study goes on
 
@@ -132,9 +133,17 @@ def fine_tune(study: Study, system: str, fraction: float, seed: int) -> dict[str
         return row | {"skipped": f"the {len(known)} labels of this draw are all the same"}
     name, out = run_name(system, fraction, seed), study.args.out
     encoder = study.encoder if system == "pretrained" else None
+    target = make_target(None, train, parts["train"].labels, config)
     with (out / "training.log").open("a") as log, redirect_stdout(log), redirect_stderr(log):
         fitted, model, loaders = train_task(
-            study.args.task, parts, study.data, config, out / "runs" / name, encoder=encoder, command="the same again"
+            study.args.task,
+            parts,
+            target,
+            study.data,
+            config,
+            out / "runs" / name,
+            encoder=encoder,
+            command="the same again",
         )
     test = parts["test"].labels
     scores = predict(build.apply_fn(model), fitted.params, loaders["test"].eval_batches(), kind=test.kind)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ehrjax.data.token_batching import count_tokens
-from ehrjax.data.windows import cut_windows, truncate
+from ehrjax.data.windows import cut_windows, take_examples, truncate
 from tests.sequences import make_sequences
 
 LENGTHS = st.lists(st.integers(0, 12), min_size=0, max_size=6)
@@ -194,3 +194,13 @@ def test_flags_of_codes_travel_to_the_window_where_they_are_fresh():
     moved = windows.fresh_codes(flags)
     assert len(moved) > len(flags)
     np.testing.assert_array_equal(windows.code_index[moved], np.flatnonzero(flags))
+
+
+def test_taken_examples_are_those_examples():
+    sequences = labelled([2, 0, 3, 1], "patient")
+    taken = take_examples(sequences, np.array([2, 1]))
+    for place, example in enumerate((2, 1)):
+        assert found_visits(taken, place) == expected_visits(sequences, visits_of(sequences, example), 10_000)
+        assert taken.subject_ids[place] == sequences.subject_ids[example]
+        np.testing.assert_array_equal(taken.labels[place], sequences.labels[example])
+    assert len(take_examples(sequences, np.zeros(0, np.int64)).subject_ids) == 0

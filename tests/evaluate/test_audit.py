@@ -3,20 +3,20 @@
 import numpy as np
 import pytest
 
-from ehrjax.audit import index_time
-from ehrjax.audit.chance import check_shuffled, check_visit_count
-from ehrjax.audit.index_time import TaskModel, check_inputs, check_visit_inputs, check_visit_outputs
-from ehrjax.audit.outcomes import check_labels
-from ehrjax.audit.patients import check_equal_records, check_split_overlap
-from ehrjax.audit.predictions import check_predictions
-from ehrjax.audit.recording import check_recording_times
-from ehrjax.audit.vocabulary import check_vocabulary
-from ehrjax.audit.workdir import Rows, Run, TaskRecord
 from ehrjax.data.perturb import change_after, count_later_events
 from ehrjax.data.sequences import build_visit_level_sequences, build_visit_sequences
 from ehrjax.data.tasks import Task
 from ehrjax.data.timeline import DAY
 from ehrjax.data.vocab import fit_vocabulary
+from ehrjax.evaluate.audit import index_time
+from ehrjax.evaluate.audit.chance import check_shuffled, check_visit_count
+from ehrjax.evaluate.audit.index_time import TaskModel, check_inputs, check_visit_inputs, check_visit_outputs
+from ehrjax.evaluate.audit.outcomes import check_labels
+from ehrjax.evaluate.audit.patients import check_equal_records, check_split_overlap
+from ehrjax.evaluate.audit.predictions import check_predictions
+from ehrjax.evaluate.audit.recording import check_recording_times
+from ehrjax.evaluate.audit.vocabulary import check_vocabulary
+from ehrjax.evaluate.audit.workdir import Rows, Run, TaskRecord
 from tests.data.helpers import make_store, seconds
 
 CONFIG = {"data.min_count": 1, "data.max_vocab": None, "data.value_bins": 0}

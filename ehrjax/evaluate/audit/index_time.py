@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ehrjax.audit.workdir import Finding, Rows
 from ehrjax.data.labels import Labels
 from ehrjax.data.perturb import CHANGES, change_after, count_later_events
+from ehrjax.evaluate.audit.workdir import Finding, Rows
 from ehrjax.types import FIRST_CODE, VisitSequences
 
 NUM_PATIENTS = 200  # sampled, one row each

@@ -1,6 +1,6 @@
 """Leakage audit of a finished run, from what its workdir holds.
 
-    python -m ehrjax.audit --workdir=DIR
+    python -m ehrjax.evaluate.audit --workdir=DIR
 
 Prints a line a check and writes DIR/audit.json. Exit status: 0 passed, 1 failed, 2 the run cannot be audited.
 """
@@ -11,12 +11,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ehrjax.audit.checks import audit_run
+from ehrjax.evaluate.audit.checks import audit_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Audit the run of --workdir; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m ehrjax.audit", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m ehrjax.evaluate.audit", description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, required=True, help="folder of a finished run (experiments.run)")
     workdir = parser.parse_args(argv).workdir
     try:

@@ -8,10 +8,10 @@ classes, admissions) are left out.
 
 import numpy as np
 
-from ehrjax.audit.workdir import Finding, Run
 from ehrjax.data.events import code_type
 from ehrjax.data.tasks import ADMISSION_CODES, match_codes
 from ehrjax.data.timeline import DAY
+from ehrjax.evaluate.audit.workdir import Finding, Run
 
 MIN_STAY_DAYS = 1.0
 MIN_EVENTS = 20  # of a kind of code in such stays

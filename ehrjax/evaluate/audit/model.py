@@ -7,13 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from ehrjax.audit.index_time import TaskModel
-from ehrjax.audit.workdir import Run, TaskRecord
 from ehrjax.data.batching import VisitBatches
 from ehrjax.data.sequences import build_visit_level_sequences, build_visit_sequences
 from ehrjax.data.timeline import rank_in_group
 from ehrjax.data.token_batching import TokenBatches, count_tokens
 from ehrjax.data.windows import truncate
+from ehrjax.evaluate.audit.index_time import TaskModel
+from ehrjax.evaluate.audit.workdir import Run, TaskRecord
 from ehrjax.evaluate.predict import predict
 from ehrjax.models.registry import MODELS
 from ehrjax.train.checkpoint import restore_best_params

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ehrjax.audit.workdir import Finding, Rows, Run, TaskRecord
+from ehrjax.evaluate.audit.workdir import Finding, Rows, Run, TaskRecord
 
 
 def check_predictions(run: Run, record: TaskRecord) -> Finding:

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from ehrjax.audit.workdir import Finding, Run
 from ehrjax.data.store import Store
 from ehrjax.data.vocab import Vocabulary, fit_vocabulary
+from ehrjax.evaluate.audit.workdir import Finding, Run
 
 _NUM_NAMED = 5
 

@@ -4,8 +4,8 @@ import hashlib
 
 import numpy as np
 
-from ehrjax.audit.workdir import Finding, Run
 from ehrjax.data.splits import mix64
+from ehrjax.evaluate.audit.workdir import Finding, Run
 
 # Records of fewer events can be equal by chance, where times are dates and codes are few.
 MIN_EVENTS = 10

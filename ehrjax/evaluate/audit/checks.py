@@ -17,15 +17,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ehrjax.audit.chance import check_shuffled, check_visit_count
-from ehrjax.audit.index_time import TaskModel, check_inputs, check_visit_inputs, check_visit_outputs
-from ehrjax.audit.model import rebuild
-from ehrjax.audit.outcomes import check_labels
-from ehrjax.audit.patients import check_equal_records, check_label_rows, check_split_overlap
-from ehrjax.audit.predictions import check_predictions
-from ehrjax.audit.recording import check_recording_times
-from ehrjax.audit.vocabulary import check_vocabulary
-from ehrjax.audit.workdir import Finding, Run, TaskRecord, read_run
+from ehrjax.evaluate.audit.chance import check_shuffled, check_visit_count
+from ehrjax.evaluate.audit.index_time import TaskModel, check_inputs, check_visit_inputs, check_visit_outputs
+from ehrjax.evaluate.audit.model import rebuild
+from ehrjax.evaluate.audit.outcomes import check_labels
+from ehrjax.evaluate.audit.patients import check_equal_records, check_label_rows, check_split_overlap
+from ehrjax.evaluate.audit.predictions import check_predictions
+from ehrjax.evaluate.audit.recording import check_recording_times
+from ehrjax.evaluate.audit.vocabulary import check_vocabulary
+from ehrjax.evaluate.audit.workdir import Finding, Run, TaskRecord, read_run
 from ehrjax.evaluate.files import replaced
 
 STATUS = {True: "ok", False: "FAILED", None: "-"}

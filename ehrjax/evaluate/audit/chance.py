@@ -7,8 +7,8 @@ import numpy as np
 from scipy.stats import t as student_t
 from sklearn.linear_model import LogisticRegression
 
-from ehrjax.audit.index_time import TaskModel, blank_labels
-from ehrjax.audit.workdir import Finding, Rows, Run, TaskRecord
+from ehrjax.evaluate.audit.index_time import TaskModel, blank_labels
+from ehrjax.evaluate.audit.workdir import Finding, Rows, Run, TaskRecord
 from ehrjax.evaluate.bags import bag_of_codes
 from ehrjax.metrics.classification import auroc
 from ehrjax.metrics.survival import concordance

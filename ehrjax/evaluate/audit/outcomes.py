@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ehrjax.audit.workdir import Finding, Rows, Run, TaskRecord
 from ehrjax.data.shards import NULL_TIME
 from ehrjax.data.tasks import ADMISSION_CODES, Task, match_codes
 from ehrjax.data.timeline import DAY
+from ehrjax.evaluate.audit.workdir import Finding, Rows, Run, TaskRecord
 
 NUM_ROWS = 150  # of each class and output
 _MAX_OUTPUTS = 20

@@ -1,1 +1,0 @@
-"""Leakage audit of a finished run: `python -m ehrjax.audit --workdir=DIR`."""

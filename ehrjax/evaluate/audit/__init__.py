@@ -1,0 +1,1 @@
+"""Leakage audit of a finished run: `python -m ehrjax.evaluate.audit --workdir=DIR`."""
