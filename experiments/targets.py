@@ -57,9 +57,9 @@ class Target:
         return incidence.reshape(*logits.shape[:-1], -1)
 
     def at_base_rates(self, params: Any) -> Any:
-        """Fresh parameters whose head says the base rates: outcomes are rare, and a head that starts at even odds
+        """Fresh parameters whose head says the base rates.
 
-        spends its first steps on learning that.
+        Outcomes are rare, and a head that starts at even odds spends its first steps on learning that.
         """
         if not self.base_logits:
             return params

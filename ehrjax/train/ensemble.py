@@ -1,4 +1,4 @@
-"""Members of an ensemble trained in one compiled program: the training step mapped over stacked states.
+"""Members of an ensemble trained in one compiled program: the training step mapped over their stacked states.
 
 Every member has its own initialisation, dropout, early stopping, learning-rate plateau and best weights, and equals, up
 to rounding, what training it alone on the same batches gives. All members read the same batch at a step: it is built
@@ -72,8 +72,8 @@ def make_members_step(train_step: Callable[..., Any], *, patience: int | None) -
         return member._replace(params=params, opt_state=opt_state), metrics
 
     def step(state: TrainState, batch: Any, base_keys: Array) -> tuple[TrainState, Any]:
-        mapped = jax.vmap(member_step, in_axes=(None, 0, None, 0))
-        members, metrics = mapped(state.step, state.opt_state, batch, base_keys)
+        own = (state.opt_state, base_keys)
+        members, metrics = _over_members(lambda each: member_step(state.step, each[0], batch, each[1]), own)
         return TrainState(state.step + 1, state.params, members), jax.tree.map(lambda each: each.sum(0), metrics)
 
     return step
@@ -126,6 +126,14 @@ def make_observe(
         return state, figures, int(state.opt_state.num_bad_evals.min())
 
     return observe
+
+
+def _over_members(function: Callable[[Any], Any], stacked: Any) -> Any:
+    """Side by side where that fills the device; one after another on a CPU, whose batched products are slow.
+
+    Five members took 5.1 (BEHRT small) and 6.0 (LSTM small) times one step on a core, and 6.8 and 7.5 side by side.
+    """
+    return jax.lax.map(function, stacked) if jax.default_backend() == "cpu" else jax.vmap(function)(stacked)
 
 
 def _keep_best(

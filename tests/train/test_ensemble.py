@@ -74,8 +74,10 @@ def assert_close(one, two):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), one, two)
 
 
-def test_each_member_is_what_it_is_alone(tmp_path):
-    """With plateau and patience, so that rates differ and some stop before others."""
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_each_member_is_what_it_is_alone(tmp_path, monkeypatch, backend):
+    """With plateau and patience, so that rates differ and some stop before others; in a loop and side by side."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     together = fit_all(tmp_path / "all", patience=2)
     members = together.state.opt_state
     steps = []
