@@ -192,18 +192,19 @@ def labelled_subjects(train_subjects: np.ndarray, config: ConfigDict) -> np.ndar
 def _every_visit(name: str, drawn: Labels, data: Data, config: ConfigDict, settings: dict) -> SplitData | None:
     """Train on all index visits of each train patient, in one causal pass; None where that gives no more than `drawn`.
 
-    A task draws a few index visits a patient so that every patient weighs alike in the test figures; a model (and the
-    baselines with it) learns far more from all of them, and a recurrent one at no more cost.
+    A task draws a few index visits a patient, or one date, so that every patient weighs alike in the test figures; a
+    model (and the baselines with it) learns far more from all visits, and a causal one at no more cost.
     """
     task = find_task(name, config)
     if (
         not (config.train.every_visit and build.is_causal(config))
         or isinstance(task, Path)
-        or task.index != "every_visit"
+        or task.index not in ("every_visit", "random_date")
     ):
         return None
     outputs = drawn.names if task.kind in ("multilabel", "multiclass") else None
-    labels = make_labels(data.stores[0], replace(task, max_rows_per_patient=None), outputs=outputs)
+    every = replace(task, index="every_visit", max_rows_per_patient=None)
+    labels = make_labels(data.stores[0], every, outputs=outputs)
     labels = _rows_of(labels, labelled_subjects(data.splits["train"], config))
     sequences = build_visit_level_sequences(data.stores[0], data.vocab, labels, **settings)
     is_more = sequences.label_mask.any(axis=1).sum() > len(drawn.times)
