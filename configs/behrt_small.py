@@ -10,11 +10,12 @@ Expect:  14 minutes on two busy CPU cores. 6,000 simulated patients, 2026-11-21,
          Real data, 2026-11-22, test patients. Trained on five Synthea extracts without observations, tested on three
          others (1,130 patients of other versions): masked codes 0.589 [0.568, 0.609], logistic 0.377, same type 0.186,
          unigram 0.038; next visit micro-F1 0.587 [0.568, 0.608], patient history 0.530; recall@10 0.784 [0.767, 0.800],
-         below patient history's 0.803: 53 % of the three's events have codes that train lacks (all observations) and are
-         [UNK] to the model. Tested on own hold-out of the five (2026-11-21): 0.787 [0.748, 0.824], logistic 0.477; F1
-         0.540 [0.500, 0.576], 0.354; recall@10 0.653 [0.608, 0.697], 0.513. A simulated MEDS set of 10,000 that is mostly noise: masked codes 0.420 [0.400, 0.440],
-         logistic 0.280; F1 0.307 [0.291, 0.321], patient history 0.214; recall@10 0.494 [0.479, 0.508], 0.426.
-         Few labels: experiments/benchmarks/label_efficiency.py, figures in README.md.
+         below patient history's 0.803: 53 % of the three's events have codes that train lacks (all observations) and
+         are [UNK] to the model. Tested on own hold-out of the five (2026-11-21): 0.787 [0.748, 0.824], logistic 0.477;
+         F1 0.540 [0.500, 0.576], 0.354; recall@10 0.653 [0.608, 0.697], 0.513. A simulated MEDS set of 10,000 that is
+         mostly noise: masked codes 0.420 [0.400, 0.440], logistic 0.280; F1 0.307 [0.291, 0.321], patient history
+         0.214; recall@10 0.494 [0.479, 0.508], 0.426. Few labels: experiments/benchmarks/label_efficiency.py, figures
+         in README.md.
 Tried:   value bins predicted as well as read: masked codes 0.39 after 2,400 steps, next-visit F1 0.254, since most
          bins are noise; so values are read and codes predicted. Learned positions without visit heads: 0.05 after
          1,000 steps (models/behrt.py). Code embeddings from N(0, 0.02): 0.118 after 500 steps, from N(0, 0.1) 0.182
