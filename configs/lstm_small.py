@@ -89,6 +89,12 @@ def get_config(arg: str = "") -> ConfigDict:
     config.eval = ConfigDict()
     config.eval.num_resamples = 1000  # bootstrap over patients
     config.eval.baselines = ("prevalence", "visit_count", "logistic", "boosting")
+    config.eval.maps = (
+        "pca",
+        "tsne",
+        "umap",
+    )  # of pre-trained patients; umap where it is installed
+    config.eval.few_shot_draws = 10  # of a few labelled patients, for each number of them
     config.eval.masked_steps = 4000  # at most, of the logistic baseline of masked codes
     config.eval.min_positives = 10  # in train, and 3 in val and in test; fewer and the task is not trained
 
@@ -101,6 +107,8 @@ def get_config(arg: str = "") -> ConfigDict:
         config.train.eval_every = 10
         config.eval.num_resamples = 50
         config.eval.masked_steps = 20
+        config.eval.maps = ("pca",)
+        config.eval.few_shot_draws = 2
     elif arg:
         raise ValueError(f"unknown variant {arg!r} of {config.name}: use no variant or `debug`")
     return config

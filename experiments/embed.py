@@ -45,7 +45,6 @@ DISEASES = {
     "diabetes": ANY_DIABETES,
     "hypertension": HYPERTENSION,
 }
-MAPS = ("pca", "tsne", "umap")
 NUM_TOP_CODES = 5  # of a patient, shown under the mouse in the report's map
 
 
@@ -76,12 +75,13 @@ def evaluate_patients(trained: Pretrained, data: Data, config: ConfigDict, workd
         labellings["subtype"] = [subtypes(data.simulated, found.subject_ids) for found in embeddings.values()]
     test = embeddings["test"].vectors
     results = evaluate_embeddings(test, labellings["diagnoses"][1], seed=config.train.seed)
-    options = {"num_resamples": config.eval.num_resamples, "seed": config.train.seed}
+    options = {"num_resamples": config.eval.num_resamples, "num_draws": config.eval.few_shot_draws}
+    options["seed"] = config.train.seed
     results |= embedding_metrics(*embeddings.values(), {k: tuple(v) for k, v in labellings.items()}, **options)
     annotations = annotate(data, embeddings["test"], trained.records["test"].sequences)
     assignments = cluster_patients(test, seed=config.train.seed).assignments
     results["clusters"] = _clusters(assignments, annotations, data, trained)
-    _draw(workdir, results, embeddings["test"], assignments, annotations, trained, data, config.train.seed)
+    _draw(workdir, results, embeddings["test"], assignments, annotations, trained, data, config)
     return results
 
 
@@ -151,12 +151,12 @@ def _clusters(assignments: np.ndarray, annotations: Annotations, data: Data, tra
     )
 
 
-def _draw(workdir, results, embeddings, assignments, annotations, trained, data, seed) -> None:
+def _draw(workdir, results, embeddings, assignments, annotations, trained, data, config) -> None:
     """The figures, and the map that the report lets a reader move over."""
     folder = workdir / "plots"
     outcomes = np.where(annotations.died, "died", "alive when last seen")
-    for method in MAPS:
-        found = project(embeddings.vectors, method, seed=seed)
+    for method in config.eval.maps:
+        found = project(embeddings.vectors, method, seed=config.train.seed)
         if found.points is None:
             print(f"embeddings: no {method} map. {found.reason}", flush=True)
             continue

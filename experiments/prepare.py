@@ -60,7 +60,9 @@ def prepare_data(config: ConfigDict, workdir: Path) -> Data:
     source, path = config.data.source, config.data.path
     if source == "simulate":
         simulated = workdir / "data" / "simulated"
-        simulate.write(simulated, num_patients=config.data.num_patients, seed=config.data.seed, progress=True)
+        tasks = (*config.tasks, *config.fallback_tasks)
+        settings = {"num_patients": config.data.num_patients, "seed": config.data.seed, "tasks": tasks}
+        simulate.write(simulated, **settings, progress=True)
         source, path = "synthea", str(simulated)
     elif not path:
         raise ValueError(f"data.source={source!r} needs data.path: add --config.data.path=DIR[,DIR...].")

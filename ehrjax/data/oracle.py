@@ -14,6 +14,7 @@ A window of so many days may end within a week, where an event counts if its hou
 independent of all else, so the answer lies between f(s, h) and f(s, h + 1) by the chance of that (`weeks_ahead`).
 """
 
+from collections.abc import Collection
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -63,11 +64,15 @@ def at_risk(events: tuple[int, ...], states: np.ndarray) -> np.ndarray:
     return ~np.any(has, axis=0) if has else np.ones(len(states), bool)
 
 
-def tasks_by_events() -> dict[tuple[int, ...], tuple[str, ...]]:
-    """The tasks of `ORACLE_TASKS` by their events: those of the same events are solved together."""
+def tasks_by_events(tasks: Collection[str] | None = None) -> dict[tuple[int, ...], tuple[str, ...]]:
+    """The tasks of `ORACLE_TASKS` by their events: those of the same events are solved together.
+
+    `tasks` keeps those of these names, with all conditions of a task that has several; it may hold others.
+    """
     groups: dict[tuple[int, ...], tuple[str, ...]] = {}
     for name, task in ORACLE_TASKS.items():
-        groups[task.events] = (*groups.get(task.events, ()), name)
+        if tasks is None or name.split("--")[0] in tasks:
+            groups[task.events] = (*groups.get(task.events, ()), name)
     return groups
 
 

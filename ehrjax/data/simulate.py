@@ -9,7 +9,7 @@ number): the same seed gives the same bytes, and the first patients stay the sam
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +25,15 @@ from ehrjax.data.workspace import naming_the_folder, workspace
 
 MODEL_VERSION = 2  # raised whenever the same seed gives other files
 BLOCK_PATIENTS = 2048
+_ORACLE_SCHEMA = pa.schema(
+    {
+        "subject_id": pa.int64(),
+        "task": pa.string(),
+        "prediction_time": pa.timestamp("us"),
+        "probability_latent": pa.float32(),
+        "probability_recorded": pa.float32(),
+    }
+)
 
 
 class Index(NamedTuple):
@@ -84,35 +93,42 @@ def _index(lives, content, times, subject_ids: np.ndarray) -> Index:
     )
 
 
-def oracle_table(index: Index) -> pa.Table:
-    """The true probabilities at every candidate index time of each task of `oracle.ORACLE_TASKS`, task by task.
+def oracle_table(index: Index, tasks: Collection[str] | None = None) -> pa.Table:
+    """The true probabilities at every candidate index time of each of `tasks` (all that there are), task by task.
 
     Those are the ends of all visits, for readmission of all hospital stays, of who does not have the outcome's disease.
     A task of several conditions has rows for each, under `TASK--CONDITION`.
     """
-    parts = []
-    for events, tasks in oracle.tasks_by_events().items():
+    parts = [_ORACLE_SCHEMA.empty_table()]
+    for events, solved in oracle.tasks_by_events(tasks).items():
         candidate = oracle.at_risk(events, index.state)
         if events == simulate_chain.STAY_EVENTS:
             candidate &= index.is_stay
         some = Index(*(column[candidate] for column in index))
-        probabilities = oracle.oracle_probabilities(tasks, some.state, some.age_weeks, some.offset, some.log_likelihood)
-        for task, latent, recorded in zip(tasks, *probabilities, strict=True):
+        probabilities = oracle.oracle_probabilities(
+            solved, some.state, some.age_weeks, some.offset, some.log_likelihood
+        )
+        for task, latent, recorded in zip(solved, *probabilities, strict=True):
             columns = {"subject_id": some.subject_id, "task": pa.repeat(task, len(latent))}
             columns["prediction_time"] = pa.array(some.time * 1_000_000, pa.timestamp("us"))
             columns |= {"probability_latent": latent, "probability_recorded": recorded}
-            parts.append(pa.table(columns))
+            parts.append(pa.table(columns, schema=_ORACLE_SCHEMA))
     return pa.concat_tables(parts)
 
 
-def write(out: str | Path, *, num_patients: int, seed: int = 0, progress: bool = False) -> Path:
+def write(
+    out: str | Path, *, num_patients: int, seed: int = 0, tasks: Collection[str] | None = None, progress: bool = False
+) -> Path:
     """Simulate into a new folder: Synthea CSVs, oracle.parquet, latent.parquet, simulation.json; returns the folder.
+
+    The oracle answers all its tasks, which takes some ten seconds of any simulation, or those of the names in `tasks`.
 
     `out` is complete or absent, whenever the process is killed. A folder that holds this very simulation is left as it
     is. Raises FileExistsError for a folder that holds something else, OSError where `out` cannot be written.
     """
     out = Path(out)
-    settings = {"num_patients": num_patients, "seed": seed, "model_version": MODEL_VERSION}
+    asked = None if tasks is None else sorted(tasks)
+    settings = {"num_patients": num_patients, "seed": seed, "model_version": MODEL_VERSION, "tasks": asked}
     if out.exists() and _is_same(out, settings):
         return out
     with workspace(out) as folder, naming_the_folder(out):
@@ -149,7 +165,7 @@ def _write_files(folder: Path, settings: dict, progress: bool) -> None:
         for file in files.values():
             file.close()
     index = Index(*(np.concatenate(column) for column in zip(*indexes, strict=True)))
-    pq.write_table(oracle_table(index), folder / "oracle.parquet")
+    pq.write_table(oracle_table(index, settings["tasks"]), folder / "oracle.parquet")
     latent = pa.concat_tables(latents)
     pq.write_table(latent, folder / "latent.parquet")
     counts = {item["values"]: item["counts"] for item in latent["subtype"].value_counts().to_pylist()}

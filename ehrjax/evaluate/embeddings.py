@@ -16,7 +16,7 @@ from sklearn.metrics import davies_bouldin_score, pairwise_distances, silhouette
 
 from ehrjax.evaluate.clusters import agreement, check_vectors, cluster_patients, sample_rows, standardised
 from ehrjax.evaluate.files import replaced
-from ehrjax.evaluate.probes import few_shot_curve, linear_probe
+from ehrjax.evaluate.probes import NUM_DRAWS, few_shot_curve, linear_probe
 from ehrjax.metrics.bootstrap import NUM_RESAMPLES
 from ehrjax.types import VisitSequences
 
@@ -226,6 +226,7 @@ def embedding_metrics(
     labellings: Mapping[str, tuple[Shaped[np.ndarray, "P ..."], Shaped[np.ndarray, "Q ..."]]],
     *,
     num_resamples: int = NUM_RESAMPLES,
+    num_draws: int = NUM_DRAWS,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Every figure of the test patients' vectors, JSON-ready: `clustering`, and `by` name of a labelling (train, test).
@@ -241,7 +242,7 @@ def embedding_metrics(
         table = _judge_by_classes if np.ndim(labels[1]) == 1 else _judge_by_diagnoses
         by[name] = table(test.vectors, clusters.assignments, np.asarray(labels[1]), seed)
         by[name]["probe"] = linear_probe(vectors, labels, test.subject_ids, num_resamples=num_resamples, seed=seed)
-        by[name]["few_shot"] = few_shot_curve(vectors, labels, seed=seed)
+        by[name]["few_shot"] = few_shot_curve(vectors, labels, num_draws=num_draws, seed=seed)
     return {"num_train": len(vectors[0]), "num_test": len(vectors[1]), "clustering": clusters.summary(), "by": by}
 
 

@@ -67,26 +67,26 @@ def linear_probe(
     return table | {name: _row(interval) for name, interval in intervals.items()}
 
 
-def few_shot_curve(vectors: Vectors, labels: Labels, *, seed: int = 0) -> dict[str, Any]:
+def few_shot_curve(vectors: Vectors, labels: Labels, *, num_draws: int = NUM_DRAWS, seed: int = 0) -> dict[str, Any]:
     """The probe's AUROC on test when only a few train patients of each class have a label.
 
-    `mean` and `sd` over ten draws for each number of `shots` (1, 2, 4, .., 64 a class, as far as the smallest class of
-    train goes); the smaller sets of a draw lie within its larger ones. Several classes: one against the rest, averaged;
-    diagnoses: each with against without, averaged. `all_labels` is the value with every label of train. Vectors are
-    standardised with the mean and spread of all train patients, which takes no labels.
+    `mean` and `sd` over the draws (two or more) for each number of `shots` (1, 2, 4, .., 64 a class, as far as the
+    smallest class of train goes); the smaller sets of a draw lie within its larger ones. Several classes: one against
+    the rest, averaged; diagnoses: each with against without, averaged. `all_labels` is the value with every label of
+    train. Vectors are standardised with the mean and spread of all train patients, which takes no labels.
     """
     problems, vectors = _problems(labels), _standardised(vectors)
     if not problems:
         return {"shots": [], "reason": _too_few_classes(labels)}
     smallest = min(np.bincount(problem.train).min() for problem in problems)
     shots = [shot for shot in SHOTS if shot <= smallest]
-    values = np.array([_draw_curve(problems, vectors, shots, (seed, draw)) for draw in range(NUM_DRAWS)])
+    values = np.array([_draw_curve(problems, vectors, shots, (seed, draw)) for draw in range(num_draws)])
     return {
         "shots": shots,
         "mean": values.mean(axis=0).tolist(),
         "sd": values.std(axis=0, ddof=1).tolist(),
         "all_labels": float(np.mean([_auroc(problem, vectors) for problem in problems])),
-        "num_draws": NUM_DRAWS,
+        "num_draws": num_draws,
     }
 
 

@@ -57,7 +57,7 @@ def _contents(folder):
 
 
 def test_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(simulate, "oracle_table", lambda index: simulate.pa.table({"state": index.state}))
+    monkeypatch.setattr(simulate, "oracle_table", lambda index, tasks: simulate.pa.table({"state": index.state}))
     first = simulate.write(tmp_path / "a", num_patients=12, seed=1)
     again = simulate.write(tmp_path / "b", num_patients=12, seed=1)
     other = simulate.write(tmp_path / "c", num_patients=12, seed=2)
@@ -87,7 +87,7 @@ def test_failure_on_the_way_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_finished_folder_is_kept_another_refused_an_empty_one_filled(tmp_path, monkeypatch):
-    monkeypatch.setattr(simulate, "oracle_table", lambda index: simulate.pa.table({"state": index.state}))
+    monkeypatch.setattr(simulate, "oracle_table", lambda index, tasks: simulate.pa.table({"state": index.state}))
     (tmp_path / "out").mkdir()
     out = simulate.write(tmp_path / "out", num_patients=2)
     stamp = (out / "patients.csv").stat().st_mtime_ns
@@ -102,7 +102,7 @@ def test_finished_folder_is_kept_another_refused_an_empty_one_filled(tmp_path, m
 
 
 def test_command_line_writes_a_folder_and_says_what_is_in_it(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(simulate, "oracle_table", lambda index: simulate.pa.table({"state": index.state}))
+    monkeypatch.setattr(simulate, "oracle_table", lambda index, tasks: simulate.pa.table({"state": index.state}))
     simulate.main([f"--out={tmp_path / 'cli'}", "--num-patients=3", "--seed=4"])
     assert "patients 3," in capsys.readouterr().out
     assert _manifest(tmp_path / "cli")["seed"] == 4
