@@ -44,8 +44,8 @@ def test_a_missing_and_a_doubled_example_are_refused():
 
 
 def test_unknown_kind():
-    with pytest.raises(ValueError, match="kind='survival'"):
-        predict(last_age, 1.0, [], kind="survival")
+    with pytest.raises(ValueError, match="kind='ordinal'"):
+        predict(last_age, 1.0, [], kind="ordinal")
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7])
