@@ -109,7 +109,9 @@ def pretrain(data: Data, config: ConfigDict, workdir: Path, *, meta: dict, comma
 
 def _read_records(split: str, data: Data, config: ConfigDict) -> Records:
     store = data.stores[-1] if split == "test" else data.stores[0]
-    sequences = build_patient_sequences(store, data.vocab, data.splits[split], max_codes=config.data.max_codes)
+    # A visit that fills a row loses its last codes there: nothing may be asked of codes that no model is shown.
+    max_codes = min(config.data.max_codes, config.data.max_tokens - 2)
+    sequences = build_patient_sequences(store, data.vocab, data.splits[split], max_codes=max_codes)
     hidden = draw_eval_mask(sequences, mask_rate=config.pretrain.mask_rate, seed=config.data.seed)
     windows = cut_windows(sequences, max_tokens=config.data.max_tokens)
     if not config.pretrain.predict_values:

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ml_collections import ConfigDict
 
 from ehrjax.data.token_batching import TokenBatches
+from ehrjax.data.vocab import fit_vocabulary
 from ehrjax.data.windows import cut_windows
 from ehrjax.evaluate.next_visit_baselines import next_visit_targets
 from ehrjax.models.pretraining import Pretraining
 from experiments.embed import patient_embeddings
-from experiments.pretrain import Records
+from experiments.pretrain import Records, _read_records
 from experiments.pretrain_eval import (
     _owners,
     code_numbers,
@@ -21,6 +23,7 @@ from experiments.pretrain_eval import (
     score_next_visits,
     visit_numbers,
 )
+from tests.data.helpers import make_store
 from tests.encoders import make_encoder
 from tests.sequences import VOCAB_SIZE, make_sequences, random_params
 
@@ -174,3 +177,16 @@ def test_a_patient_is_the_mean_of_its_windows(trained):
             counts[patient] += 1
     assert counts.max() > 1 and counts.min() > 0
     np.testing.assert_allclose(vectors, sums / counts[:, None], rtol=1e-4, atol=1e-5)
+
+
+def test_codes_that_no_row_can_show_are_not_asked_for(tmp_path):
+    """A visit of ten codes in rows of eight tokens: [CLS], six codes, [SEP]."""
+    events = [(1, "2020-01-01", f"LAB//{number}", None, 1) for number in range(10)]
+    store = make_store(tmp_path, events)
+    vocab = fit_vocabulary(store, np.array([1]), min_count=1, max_size=100)
+    data = SimpleNamespace(stores=(store,), vocab=vocab, splits={"val": np.array([1])})
+    config = ConfigDict({"data": {"max_codes": 64, "max_tokens": 8, "seed": 0}})
+    config.pretrain = ConfigDict({"mask_rate": 0.9, "predict_values": True})
+    records = _read_records("val", data, config)
+    assert len(records.sequences.codes) == len(records.windows.code_index) == 6
+    assert records.hidden.any() and len(records.hidden) == 6

@@ -14,6 +14,7 @@ from ehrjax.data.timeline import DAY, expand
 
 CHANGES = ("removed", "replaced")
 _LATER_DAYS = 400  # new times lie within so many days after the patient's time
+_LONGEST_WAIT = 60 * 365 * DAY  # from a visit to a result that joins it
 _LATE_RESULTS, _NEW_VISIT_EVENTS = 5, 4  # events added a patient
 
 
@@ -129,6 +130,8 @@ def _replaced(visits: _Visits, events: _Events, cuts: np.ndarray, rng, num_codes
         np.where(is_later, rng.integers(0, num_codes, len(is_later)), events.code),
         np.where(is_later, _values(rng, len(is_later)), events.value),
     )
+    # A store counts an event's seconds from its visit's start in int32, which end after 68 years.
+    begun = begun[(cut - visits.start)[begun] < _LONGEST_WAIT]
     late = rng.choice(begun, min(_LATE_RESULTS * len(cuts), 5 * len(begun))) if len(begun) else begun
     new = np.repeat(num_visits + np.arange(len(cuts)), _NEW_VISIT_EVENTS)
     added = np.concatenate([late, new])

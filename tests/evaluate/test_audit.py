@@ -111,6 +111,22 @@ def test_replaced_changes_all_that_is_later_and_adds_to_it(run):
     assert after > before
 
 
+def test_late_results_do_not_wrap_around_in_a_long_life(tmp_path):
+    """A store counts an event's seconds from its visit's start in 32 bits, which is 68 years."""
+    events = [
+        (1, "1930-01-01", "LAB//A", None, 1),
+        (1, "2000-01-01", "LAB//B", None, 2),
+        (1, "2001-01-01", "C", None, 3),
+    ]
+    store = make_store(tmp_path, events)
+    for seed in range(5):
+        time = seconds("2000-01-02")
+        changed = change_after(store, np.array([1]), np.array([time]), change="replaced", seed=seed)
+        (shard,) = changed.shards
+        times = np.repeat(shard.visit_start, np.diff(shard.event_offsets)) + shard.event_times
+        assert (times <= time).sum() == 2 and (times >= seconds("1930-01-01")).all()
+
+
 def test_a_patient_twice_or_elsewhere_is_refused(run):
     with pytest.raises(ValueError, match="given twice"):
         change_after(run.stores[0], np.array([1, 1]), np.zeros(2, int), change="removed")
