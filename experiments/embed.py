@@ -25,7 +25,6 @@ from ehrjax.evaluate.embeddings import (
     PatientEmbeddings,
     diagnosis_tokens,
     embedding_metrics,
-    evaluate_embeddings,
     patients_with,
     write_embeddings,
 )
@@ -74,10 +73,10 @@ def evaluate_patients(trained: Pretrained, data: Data, config: ConfigDict, workd
     if data.simulated:
         labellings["subtype"] = [subtypes(data.simulated, found.subject_ids) for found in embeddings.values()]
     test = embeddings["test"].vectors
-    results = evaluate_embeddings(test, labellings["diagnoses"][1], seed=config.train.seed)
     options = {"num_resamples": config.eval.num_resamples, "num_draws": config.eval.few_shot_draws}
     options["seed"] = config.train.seed
-    results |= embedding_metrics(*embeddings.values(), {k: tuple(v) for k, v in labellings.items()}, **options)
+    found = embedding_metrics(*embeddings.values(), {k: tuple(v) for k, v in labellings.items()}, **options)
+    results = found["by"]["diagnoses"]["geometry"] | found
     annotations = annotate(data, embeddings["test"], trained.records["test"].sequences)
     assignments = cluster_patients(test, seed=config.train.seed).assignments
     results["clusters"] = _clusters(assignments, annotations, data, trained)

@@ -20,6 +20,7 @@ from ehrjax.evaluate.audit.checks import audit_run
 from ehrjax.evaluate.code_vectors import write_code_vectors
 from ehrjax.evaluate.predict import predict
 from ehrjax.evaluate.report import write_json, write_report
+from ehrjax.evaluate.seeds import ensemble_scores
 from ehrjax.evaluate.tables import pretrain_text, results_table
 from ehrjax.train.loop import FitResult
 from ehrjax.types import FIRST_CODE, VisitSequences
@@ -131,7 +132,7 @@ def run_task(
         print(f"{name}: evaluating the model and its baselines", flush=True)
         scores = predict_members(model, target, members, loaders, parts["val"].labels)
         row = evaluate_task(name, parts, target, scores, data, config, workdir)
-        test = np.mean(scores["test"], axis=0)
+        test = ensemble_scores(scores["test"])
         row["explanations"] = explain_task(name, parts["test"], test, model, members[0], data, config, workdir)
         write_json(evaluated, row | {"flow": flow})
     return json.loads(evaluated.read_text(encoding="utf-8"))
