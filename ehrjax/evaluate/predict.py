@@ -95,7 +95,7 @@ def write_predictions(
     holds (for multi-class the class names). Survival: days, event number, and a list of incidences in the order of
     `names`. `times` are seconds since 1970-01-01.
     """
-    labels, scores = (np.asarray(x).reshape(len(subject_ids), -1) for x in (labels, scores))
+    labels, scores = (_columns(x) for x in (labels, scores))
     known = np.ones(labels.shape, bool) if mask is None else np.asarray(mask, bool).reshape(labels.shape)
     columns = {
         "subject_id": pa.array(np.asarray(subject_ids), pa.int64()),
@@ -155,6 +155,12 @@ def _survival_columns(labels, scores, known, *, names, threshold) -> dict[str, p
 
 def _lists(values: np.ndarray) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+
+
+def _columns(values: Array) -> np.ndarray:
+    """[n] as [n, 1]; a matrix as it is, so that no rows keep their number of columns."""
+    values = np.asarray(values)
+    return values[:, None] if values.ndim == 1 else values
 
 
 _COLUMNS: dict[str, Callable[..., dict[str, pa.Array]]] = {

@@ -20,10 +20,10 @@ LABELS = {
 NAMES = {"multiclass": ("a", "b"), "multilabel": ("x", "y"), "survival": ("death by 365 days", "death by 730 days")}
 
 
-def _write(path, kind):
-    labels = LABELS[kind]
-    scores = SCORES if kind in NAMES else SCORES[:, :1]
-    mask = MASK[:, : labels.shape[1]] if kind != "survival" else MASK[:, :1].repeat(2, axis=1)
+def _write(path, kind, num_rows=3):
+    labels = LABELS[kind][:num_rows]
+    scores = (SCORES if kind in NAMES else SCORES[:, :1])[:num_rows]
+    mask = (MASK[:, : labels.shape[1]] if kind != "survival" else MASK[:, :1].repeat(2, axis=1))[:num_rows]
     ids = np.arange(len(labels))
     write_predictions(
         path,
@@ -51,9 +51,10 @@ def test_what_was_written_is_read(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", LABELS)
 def test_no_row_at_all(tmp_path, kind):
-    _write(tmp_path / "p.parquet", kind)
-    pq.write_table(pq.read_table(tmp_path / "p.parquet").slice(0, 0), tmp_path / "p.parquet")
-    found = read_predictions(tmp_path / "p.parquet")
+    _write(tmp_path / "some.parquet", kind)
+    _write(tmp_path / "none.parquet", kind, num_rows=0)
+    assert pq.read_schema(tmp_path / "none.parquet").equals(pq.read_schema(tmp_path / "some.parquet"))
+    found = read_predictions(tmp_path / "none.parquet")
     assert len(found.labels) == len(found.scores) == len(found.mask) == 0
 
 
