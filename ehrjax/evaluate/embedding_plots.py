@@ -8,7 +8,16 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from matplotlib.axes import Axes
 
-from ehrjax.evaluate.plots import COLOURS, GREY, _colour, _dash, _grid, _legend, _save, _single
+from ehrjax.evaluate.plot_style import (
+    COLOURS,
+    GREY,
+    add_legend,
+    colour_of,
+    dash_of,
+    panel_grid,
+    save_figure,
+    single_panel,
+)
 
 MAX_NAMED = len(COLOURS) - 1  # categories with a colour of their own; the last colour is black
 MARKERS = "os^Dvp"
@@ -28,7 +37,7 @@ def embedding_map(
     """
     columns = 2 if len(colourings) == 4 else 3
     title = f"{title} (n = {len(points):,})"
-    axes_list, figure = _grid(max(len(colourings), 1), title=title, columns=columns, height=3.6)
+    axes_list, figure = panel_grid(max(len(colourings), 1), title=title, columns=columns, height=3.6)
     for axes, (name, values) in zip(axes_list, colourings.items(), strict=False):
         values = np.asarray(values)
         if len(values) != len(points):
@@ -39,7 +48,7 @@ def embedding_map(
             _draw_numbers(axes, points, values)
         else:
             _draw_names(axes, points, values.astype(str))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_numbers(axes: Axes, points: np.ndarray, values: np.ndarray) -> None:
@@ -61,7 +70,7 @@ def _draw_names(axes: Axes, points: np.ndarray, names: np.ndarray) -> None:
     for index, name in enumerate(named):
         rows = names == name
         marker = MARKERS[index % len(MARKERS)]
-        _scatter(axes, points, rows, color=_colour(index), marker=marker, label=f"{name} ({rows.sum():,})")
+        _scatter(axes, points, rows, color=colour_of(index), marker=marker, label=f"{name} ({rows.sum():,})")
     if len(points):
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=2, frameon=False, fontsize=7, markerscale=2)
 
@@ -81,15 +90,15 @@ def few_shot_plot(path: str | Path, curves: Mapping[str, Mapping[str, Any]]) -> 
 
     The value with all labels is a line to the right.
     """
-    figure, axes = _single("Few labelled patients, test split")
+    figure, axes = single_panel("Few labelled patients, test split")
     longest = max((curve["shots"][-1] for curve in curves.values() if curve["shots"]), default=1)
     for index, (name, curve) in enumerate(curves.items()):
         if not curve["shots"]:
             continue
         mean, sd = np.array(curve["mean"]), np.array(curve["sd"])
-        style = {"color": _colour(index), "linestyle": _dash(index)}
+        style = {"color": colour_of(index), "linestyle": dash_of(index)}
         axes.plot(curve["shots"], mean, marker="o", markersize=4, label=name, **style)
-        axes.fill_between(curve["shots"], mean - sd, mean + sd, color=_colour(index), alpha=0.15, linewidth=0)
+        axes.fill_between(curve["shots"], mean - sd, mean + sd, color=colour_of(index), alpha=0.15, linewidth=0)
         axes.plot([1.2 * longest, 2 * longest], 2 * [curve["all_labels"]], linewidth=2.5, **style)
     axes.axhline(0.5, color=GREY, linewidth=1, label="chance")
     axes.set_xscale("log", base=2)
@@ -97,13 +106,13 @@ def few_shot_plot(path: str | Path, curves: Mapping[str, Mapping[str, Any]]) -> 
     axes.set_xticks([*ticks, 1.6 * longest], [*map(str, ticks), "all"])
     axes.minorticks_off()
     axes.set(xlabel="labelled train patients a class", ylabel="AUROC")
-    _legend(axes, loc="lower right")
-    _save(figure, path)
+    add_legend(axes, loc="lower right")
+    save_figure(figure, path)
 
 
 def cluster_survival_plot(path: str | Path, table: Mapping[str, Any], outcome: str) -> None:
     """Kaplan-Meier curves of the clusters in a table of `clusters.characterise_clusters` made with `survival_curve`."""
-    figure, axes = _single(f"{outcome} by cluster")
+    figure, axes = single_panel(f"{outcome} by cluster")
     for row in table["clusters"]:
         found = row.get("outcomes", {}).get(outcome, {})
         if "curve" not in found:
@@ -112,8 +121,8 @@ def cluster_survival_plot(path: str | Path, table: Mapping[str, Any], outcome: s
         times, survival = np.r_[0.0, found["curve"]["times"]], np.r_[1.0, found["curve"]["survival"]]
         index = row["cluster"]
         label = f"cluster {index}: {found['num_events']:,} of {found['num_patients']:,}"
-        axes.step(times, survival, where="post", color=_colour(index), linestyle=_dash(index), label=label)
+        axes.step(times, survival, where="post", color=colour_of(index), linestyle=dash_of(index), label=label)
     axes.set(xlabel="years", ylabel="share without the event")
     axes.set_ylim(top=1.01)
-    _legend(axes, loc="lower left")
-    _save(figure, path)
+    add_legend(axes, loc="lower left")
+    save_figure(figure, path)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from ehrjax.evaluate.files import replaced
-from ehrjax.evaluate.plots import COLOURS, GREY
+from ehrjax.evaluate.plot_style import COLOURS, GREY, tidy_axes
 
 RAISES, LOWERS = COLOURS[1], COLOURS[0]
 NUM_NAMED = 10  # codes named in the panel at the right
@@ -30,9 +30,7 @@ def patient_timeline(path: str | Path, table: Mapping[str, Any], *, title: str =
         [["visits", "codes"], ["risk", "codes"]], width_ratios=[1.7, 1], height_ratios=[3, 2]
     )
     for axes in panels.values():
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(color="#E0E0E0", linewidth=0.6)
-        axes.set_axisbelow(True)
+        tidy_axes(axes)
     times, label = visit_times(table["visits"])
     top = top_codes(table["visits"], NUM_NAMED)
     _draw_visits(panels["visits"], times, table["visits"], {number for number, _ in top})

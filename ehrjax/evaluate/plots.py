@@ -1,12 +1,10 @@
 """The run's figures as PNG files: training, discrimination, calibration, comparison with baselines, data overview.
 
 Each function writes one file, whole or not at all. Figures are built without pyplot, so nothing is shown, kept open or
-changed for a caller's own plots. Colours are those of Okabe and Ito, told apart by colour-blind readers; lines also
-differ by dash.
+changed for a caller's own plots.
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,21 +12,26 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from ehrjax.evaluate.files import replaced
+from ehrjax.evaluate.plot_style import (
+    COLOURS,
+    GREY,
+    add_legend,
+    colour_of,
+    dash_of,
+    panel_grid,
+    save_figure,
+    single_panel,
+    wilson_interval,
+)
 from ehrjax.evaluate.tables import number, systems_of
 from ehrjax.metrics.calibration import reliability_curve
 from ehrjax.metrics.classification import auprc, auroc
 from ehrjax.metrics.weighted import rank
 from ehrjax.types import Array
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES = ("-", "--", "-.", ":", (0, (6, 2, 1, 2, 1, 2)), (0, (1, 3)), (0, (8, 3)))
 SECONDS_A_YEAR = 365.25 * 86_400
-GREY = "#767676"
 HIDDEN_CURVES = ("seconds", "examples_per_second", "learning_rate", "grad_norm")
 # Panels of the comparison with baselines, where a task has these metrics.
 FOREST_METRICS = (
@@ -39,7 +42,7 @@ FOREST_METRICS = (
 
 def training_curves(path: str | Path, metrics_path: str | Path) -> None:
     """One panel a figure of metrics.jsonl (loss, accuracy, ...) for each part of a run: train and val over steps."""
-    rows = _read_rows(Path(metrics_path))
+    rows = read_metrics(Path(metrics_path))
     panels: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         for key in row:
@@ -48,11 +51,11 @@ def training_curves(path: str | Path, metrics_path: str | Path) -> None:
                 panels.setdefault((row.get("part", ""), name), []).append(row)
     order = sorted(panels, key=lambda panel: (panel[0], panel[1] != "loss", panel[1]))
     columns = max((sum(part == other for other, _ in order) for part, _ in order), default=1)
-    axes_list, figure = _grid(max(len(order), 1), title="Training", columns=min(columns, 3))
+    axes_list, figure = panel_grid(max(len(order), 1), title="Training", columns=min(columns, 3))
     for axes, (part, name) in zip(axes_list, order, strict=False):
         _draw_curve(axes, panels[part, name], name)
         axes.set(xlabel="step", ylabel=name.replace("_", " "), title=part)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_curve(axes: Axes, rows: Sequence[Mapping[str, Any]], name: str) -> None:
@@ -65,10 +68,10 @@ def _draw_curve(axes: Axes, rows: Sequence[Mapping[str, Any]], name: str) -> Non
             best = min(points, key=lambda point: point[1])[0]
             axes.axvline(best, color=GREY, linestyle=":", label=f"lowest at step {best:,}")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    _legend(axes, loc="upper right" if name == "loss" else "lower right")
+    add_legend(axes, loc="upper right" if name == "loss" else "lower right")
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The whole lines of metrics.jsonl; a line cut by a kill is left out, a missing file is empty."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
@@ -81,21 +84,21 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
 
 def roc(path: str | Path, labels: Shaped[Array, "n"], scores: Mapping[str, Float[Array, "n"]]) -> None:
     """ROC curves of several models on the same rows, AUROC in the legend."""
-    figure, axes = _single("ROC, test split")
+    figure, axes = single_panel("ROC, test split")
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, label="chance")
     for index, name, values in _varying(scores):
         positives, negatives = _cumulated(labels, values)
         label = f"{name}, AUROC {auroc(labels, values):.3f}"
-        axes.plot(_share(negatives), _share(positives), color=_colour(index), linestyle=_dash(index), label=label)
+        axes.plot(_share(negatives), _share(positives), color=colour_of(index), linestyle=dash_of(index), label=label)
     axes.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     axes.set_aspect("equal")
-    _legend(axes, loc="lower right")
-    _save(figure, path)
+    add_legend(axes, loc="lower right")
+    save_figure(figure, path)
 
 
 def precision_recall(path: str | Path, labels: Shaped[Array, "n"], scores: Mapping[str, Float[Array, "n"]]) -> None:
     """Precision-recall curves of several models on the same rows, average precision in the legend."""
-    figure, axes = _single("Precision and recall, test split")
+    figure, axes = single_panel("Precision and recall, test split")
     labels = np.asarray(labels, np.float64)
     if len(labels):
         axes.axhline(labels.mean(), color=GREY, linewidth=1, label=f"prevalence {labels.mean():.3f}")
@@ -105,29 +108,29 @@ def precision_recall(path: str | Path, labels: Shaped[Array, "n"], scores: Mappi
         label = f"{name}, AUPRC {auprc(labels, values):.3f}"
         # Steps, since a recall between two thresholds cannot be had.
         axes.step(
-            _share(positives)[1:], precision, where="pre", color=_colour(index), linestyle=_dash(index), label=label
+            _share(positives)[1:], precision, where="pre", color=colour_of(index), linestyle=dash_of(index), label=label
         )
     axes.set(xlabel="recall", ylabel="precision", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
-    _legend(axes, loc="upper right")
-    _save(figure, path)
+    add_legend(axes, loc="upper right")
+    save_figure(figure, path)
 
 
 def reliability(
     path: str | Path, labels: Shaped[Array, "n"], scores: Mapping[str, Float[Array, "n"]], *, num_bins: int = 10
 ) -> None:
     """Observed rate against mean score in bins of equal mass; 95 % Wilson intervals (rows taken as independent)."""
-    figure, axes = _single("Calibration, test split")
+    figure, axes = single_panel("Calibration, test split")
     top = 0.0
     for index, (name, values) in enumerate(scores.items()):
         curve = reliability_curve(labels, values, num_bins=num_bins)
-        low, high = _wilson(curve.observed_rate, curve.weight)
+        low, high = wilson_interval(curve.observed_rate, curve.weight)
         errors = np.maximum([curve.observed_rate - low, high - curve.observed_rate], 0.0)
         axes.errorbar(
             curve.mean_score,
             curve.observed_rate,
             yerr=errors,
-            color=_colour(index),
-            linestyle=_dash(index),
+            color=colour_of(index),
+            linestyle=dash_of(index),
             marker="os^Dv"[index % 5],
             markersize=4,
             capsize=2,
@@ -139,15 +142,15 @@ def reliability(
     axes.plot([0, limit], [0, limit], color=GREY, linewidth=1, label="perfect", zorder=0)
     axes.set(xlabel="predicted probability (bin mean)", ylabel="observed rate", xlim=(0, limit), ylim=(0, limit))
     axes.set_aspect("equal")
-    _legend(axes, loc="upper left")
-    _save(figure, path)
+    add_legend(axes, loc="upper left")
+    save_figure(figure, path)
 
 
 def score_histogram(
     path: str | Path, labels: Shaped[Array, "n"], scores: Float[Array, "n"], *, threshold: float | None = None
 ) -> None:
     """Predicted probabilities of positives and negatives, each as a share of its class."""
-    figure, axes = _single("Scores by outcome, test split", pad=26)
+    figure, axes = single_panel("Scores by outcome, test split", pad=26)
     labels, scores = np.asarray(labels) > 0.5, np.asarray(scores, np.float64)
     edges = np.linspace(0, max(float(scores.max(initial=0.0)), 1e-6), 41)
     for index, (name, rows) in enumerate((("negative", ~labels), ("positive", labels))):
@@ -159,21 +162,21 @@ def score_histogram(
         axes.axvline(threshold, color="black", linestyle="--", linewidth=1, label=f"threshold {threshold:.3f}")
     axes.set(xlabel="predicted probability", ylabel="share of class")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    _legend(axes)
-    _save(figure, path)
+    add_legend(axes)
+    save_figure(figure, path)
 
 
 def predicted_against_actual(path: str | Path, labels: Float[Array, "n"], scores: Float[Array, "n"]) -> None:
     """Predicted against actual values of a regression task, as counts in hexagons."""
-    figure, axes = _single("Predicted and actual, test split")
+    figure, axes = single_panel("Predicted and actual, test split")
     if len(labels):
         image = axes.hexbin(labels, scores, gridsize=35, mincnt=1, bins="log", cmap="cividis")
         figure.colorbar(image, ax=axes, label="examples")
         ends = [min(np.min(labels), np.min(scores)), max(np.max(labels), np.max(scores))]
         axes.plot(ends, ends, color=COLOURS[1], linestyle="--", label="equal")
-        _legend(axes, loc="upper left")
+        add_legend(axes, loc="upper left")
     axes.set(xlabel="actual", ylabel="predicted")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def confusion(path: str | Path, labels: Int[Array, "n"], scores: Float[Array, "n K"], names: Sequence[str]) -> None:
@@ -182,7 +185,7 @@ def confusion(path: str | Path, labels: Int[Array, "n"], scores: Float[Array, "n
     np.add.at(counts, (np.asarray(labels, np.int64).ravel(), np.argmax(scores, axis=1)), 1)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = max(4.5, 0.6 * len(names) + 2.5)
-    figure, axes = _single("Confusion, test split", size=(size + 1, size))
+    figure, axes = single_panel("Confusion, test split", size=(size + 1, size))
     image = axes.imshow(share, cmap="cividis", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
     for (row, column), count in np.ndenumerate(counts if len(names) <= 12 else np.zeros((0, 0))):
@@ -193,14 +196,14 @@ def confusion(path: str | Path, labels: Int[Array, "n"], scores: Float[Array, "n
     axes.set_yticks(ticks, names)
     axes.set(xlabel="predicted", ylabel="true")
     axes.grid(False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def forest(path: str | Path, task: Mapping[str, Any], *, title: str = "") -> None:
     """Model, baselines and oracle of a task (or of pre-training) in results.json: value and 95 % interval."""
     systems = systems_of(task)
     names = [name for name in FOREST_METRICS if number(task["test"].get(name)) is not None][:3]
-    axes_list, figure = _grid(max(len(names), 1), title=title, height=0.9 + 0.42 * len(systems))
+    axes_list, figure = panel_grid(max(len(names), 1), title=title, height=0.9 + 0.42 * len(systems))
     for axes, metric in zip(axes_list, names, strict=False):
         for row, (name, metrics) in enumerate(systems.items()):
             value = number(metrics.get(metric))
@@ -208,9 +211,9 @@ def forest(path: str | Path, task: Mapping[str, Any], *, title: str = "") -> Non
                 continue
             low, high = (number(metrics[metric], end) for end in ("low", "high"))
             if low is not None and high is not None:
-                axes.plot([low, high], [row, row], color=_colour(row), linewidth=2, solid_capstyle="butt")
+                axes.plot([low, high], [row, row], color=colour_of(row), linewidth=2, solid_capstyle="butt")
             marker = "D" if name.startswith("oracle") else "o"
-            axes.plot(value, row, marker, color=_colour(row), markersize=7)
+            axes.plot(value, row, marker, color=colour_of(row), markersize=7)
             axes.annotate(
                 f"{value:.3f}", (value, row), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8
             )
@@ -219,20 +222,20 @@ def forest(path: str | Path, task: Mapping[str, Any], *, title: str = "") -> Non
         axes.margins(x=0.15)
         axes.set_xlabel(metric.replace("_", " "))
         axes.xaxis.set_major_locator(MaxNLocator(5))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def data_overview(path: str | Path, store: Any) -> None:
     """Four histograms of an event store: visits a patient, codes a visit, days between visits, age at visits."""
     visits_per_patient, codes_per_visit, gap_days, ages = _distributions(store)
-    axes_list, figure = _grid(4, title="Data overview", columns=2)
+    axes_list, figure = panel_grid(4, title="Data overview", columns=2)
     _log_histogram(axes_list[0], visits_per_patient, "visits per patient", "patients")
     _log_histogram(axes_list[1], codes_per_visit, "codes per visit", "visits")
     _log_histogram(axes_list[2], gap_days, "days between visits", "gaps")
     axes_list[3].hist(ages, bins=np.arange(0, 106, 5), color=COLOURS[0], edgecolor="white", linewidth=0.5)
     _mark_median(axes_list[3], ages)
     axes_list[3].set(xlabel="age at visit (years)", ylabel="visits")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _distributions(store: Any, max_visits: int = 2_000_000) -> list[np.ndarray]:
@@ -313,7 +316,7 @@ def _mark_median(axes: Axes, values: np.ndarray) -> None:
     if len(values):
         median = float(np.median(values))
         axes.axvline(max(median, 0.4), color=COLOURS[1], linestyle="--", label=f"median {median:,.3g}")
-        _legend(axes)
+        add_legend(axes)
 
 
 def _cumulated(labels: Array, scores: Array) -> tuple[np.ndarray, np.ndarray]:
@@ -324,60 +327,3 @@ def _cumulated(labels: Array, scores: Array) -> tuple[np.ndarray, np.ndarray]:
 
 def _share(cumulated: np.ndarray) -> np.ndarray:
     return cumulated / max(cumulated[-1], 1e-300)
-
-
-def _wilson(rate: np.ndarray, count: np.ndarray, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
-    centre = (rate + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * np.sqrt(rate * (1 - rate) / count + z**2 / (4 * count**2))
-    return centre - half, centre + half
-
-
-def _colour(index: int) -> str:
-    return COLOURS[index % len(COLOURS)]
-
-
-def _dash(index: int) -> Any:
-    return DASHES[index % len(DASHES)]
-
-
-def _legend(axes: Axes, loc: str = "above") -> None:
-    """A legend where there is something to explain; its place is given, since looking for the best one is slow."""
-    if not axes.get_legend_handles_labels()[0]:
-        return
-    if loc == "above":
-        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, frameon=False, fontsize=8)
-    else:
-        axes.legend(loc=loc)
-
-
-def _single(title: str, size: tuple[float, float] = (5.6, 5.0), pad: float = 6) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots()
-    axes.set_title(title, pad=pad)
-    _tidy(axes)
-    return figure, axes
-
-
-def _grid(num_panels: int, *, title: str, columns: int = 3, height: float = 3.2) -> tuple[list[Axes], Figure]:
-    columns = min(columns, num_panels)
-    num_rows = math.ceil(num_panels / columns)
-    figure = Figure(figsize=(4.2 * columns, height * num_rows + 0.3), layout="constrained")
-    axes_list = list(np.ravel(figure.subplots(num_rows, columns)))
-    for axes in axes_list[:num_panels]:
-        _tidy(axes)
-    for axes in axes_list[num_panels:]:
-        axes.remove()
-    figure.suptitle(title)
-    return axes_list[:num_panels], figure
-
-
-def _tidy(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#E0E0E0", linewidth=0.6)
-    axes.set_axisbelow(True)
-
-
-def _save(figure: Figure, path: str | Path) -> None:
-    canvas = FigureCanvasAgg(figure)
-    with replaced(path) as partial, partial.open("wb") as file:
-        canvas.print_png(file, pil_kwargs={"compress_level": 6})

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ehrjax.evaluate.plots import HIDDEN_CURVES, _read_rows
+from ehrjax.evaluate.plots import HIDDEN_CURVES, read_metrics
 from ehrjax.evaluate.report_blocks import (
     Bullets,
     Charts,
@@ -118,7 +118,7 @@ def _flow_row(key: str, count: int) -> list[str]:
 
 def training_section(train: Mapping[str, Any] | None, metrics_path: Path) -> Section:
     """Curves of metrics.jsonl by part of the run, and what training took."""
-    rows = _read_rows(metrics_path)
+    rows = read_metrics(metrics_path)
     blocks: list[Any] = []
     for part in dict.fromkeys(row.get("part", "") for row in rows):
         of_part = [row for row in rows if row.get("part", "") == part]

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ehrjax.evaluate.plots import FOREST_METRICS, _wilson
+from ehrjax.evaluate.plot_style import wilson_interval
+from ehrjax.evaluate.plots import FOREST_METRICS
 from ehrjax.evaluate.report_blocks import (
     Bullets,
     Charts,
@@ -104,7 +105,7 @@ def _reliability(path: Path) -> list[Any]:
     # Many equal scores leave slivers of bins between them, whose intervals span the chart.
     filled = curve.weight >= curve.weight.sum() / (4 * NUM_BINS)
     mean, rate, weight = (column[filled] for column in curve)
-    low, high = _wilson(rate, weight)
+    low, high = wilson_interval(rate, weight)
     limit = min(1.0, 1.05 * float(np.max([*high, *mean]))) or 1.0
     model = Series("model", mean.tolist(), rate.tolist(), low.tolist(), high.tolist(), has_points=True)
     perfect = Series("perfect", [0.0, limit], [0.0, limit], is_reference=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from ehrjax.evaluate.plots import _colour, _grid, _legend, _save, _single
+from ehrjax.evaluate.plot_style import add_legend, colour_of, panel_grid, save_figure, single_panel
 from ehrjax.metrics.summary import Horizons
 from ehrjax.metrics.survival_calibration import observed_against_predicted
 from ehrjax.metrics.survival_curves import aalen_johansen
@@ -58,24 +58,26 @@ def survival_plots(
 
 
 def _incidence(path: Path, curves: Mapping[str, Any]) -> None:
-    figure, axes = _single(f"{curves['cause']}: observed (lines) and predicted (points)")
+    figure, axes = single_panel(f"{curves['cause']}: observed (lines) and predicted (points)")
     for number, (name, curve) in enumerate(curves["curves"].items()):
         observed = np.array([np.nan if value is None else value for value in curve["observed"]])
-        axes.step(curve["days"], observed, where="post", color=_colour(number), label=f"{name} of predicted risk")
-        axes.plot(curves["horizons"], curve["predicted"], "o", color=_colour(number))
+        axes.step(curve["days"], observed, where="post", color=colour_of(number), label=f"{name} of predicted risk")
+        axes.plot(curves["horizons"], curve["predicted"], "o", color=colour_of(number))
     axes.set(xlabel="days", ylabel="cumulative incidence")
     axes.set_ylim(bottom=0)
-    _legend(axes)
-    _save(figure, path)
+    add_legend(axes)
+    save_figure(figure, path)
 
 
 def _calibration(path: Path, labels: np.ndarray, scores: np.ndarray, horizons: Horizons) -> None:
-    panels, figure = _grid(len(horizons.days), title="predicted and observed incidence, by tenths of predicted risk")
+    panels, figure = panel_grid(
+        len(horizons.days), title="predicted and observed incidence, by tenths of predicted risk"
+    )
     for axes, horizon, predicted in zip(panels, horizons.days, scores[:, horizons.columns(1)].T, strict=True):
         found = observed_against_predicted(labels, predicted, horizon)
         bars = np.stack([found.observed - found.low, found.high - found.observed])
-        axes.errorbar(found.predicted, found.observed, np.nan_to_num(np.maximum(bars, 0)), fmt="o", color=_colour(0))
+        axes.errorbar(found.predicted, found.observed, np.nan_to_num(np.maximum(bars, 0)), fmt="o", color=colour_of(0))
         top = float(np.nanmax([*found.predicted, *found.high, 1e-6]))
         axes.plot([0, top], [0, top], color="0.6", linewidth=1)
         axes.set(title=f"{horizon:g} days", xlabel="predicted", ylabel="observed")
-    _save(figure, path)
+    save_figure(figure, path)

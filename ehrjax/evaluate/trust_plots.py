@@ -8,7 +8,16 @@ from jaxtyping import Float, Shaped
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ehrjax.evaluate.plots import GREY, _colour, _dash, _legend, _save, _single, _tidy, _wilson
+from ehrjax.evaluate.plot_style import (
+    GREY,
+    add_legend,
+    colour_of,
+    dash_of,
+    save_figure,
+    single_panel,
+    tidy_axes,
+    wilson_interval,
+)
 from ehrjax.metrics.calibration import ReliabilityCurve, reliability_curve
 from ehrjax.metrics.decision import DecisionCurve
 from ehrjax.types import Array
@@ -30,18 +39,18 @@ def reliability_with_histogram(
     limit = min(1.0, 1.05 * max(tops, default=0.0)) or 1.0
     curves.plot([0, limit], [0, limit], color=GREY, linewidth=1, label="perfect", zorder=0)
     curves.set(ylabel="observed rate", xlim=(0, limit), ylim=(0, limit))
-    _legend(curves, loc="upper left")
+    add_legend(curves, loc="upper left")
     for index, values in enumerate(scores.values()):
         if len(values):
             share = np.full(len(values), 1 / len(values))
             edges = np.linspace(0, limit, NUM_BARS + 1)
             # Scores beyond the axis stand in its last bar.
             shown = np.minimum(values, limit)
-            bars.hist(shown, edges, weights=share, histtype="step", color=_colour(index), linestyle=_dash(index))
+            bars.hist(shown, edges, weights=share, histtype="step", color=colour_of(index), linestyle=dash_of(index))
     bars.set(xlabel="predicted probability (bin mean)", ylabel="share")
     for axes in (curves, bars):
-        _tidy(axes)
-    _save(figure, path)
+        tidy_axes(axes)
+    save_figure(figure, path)
 
 
 def _draw_curve(axes: Axes, labels: Array, values: Array, name: str, index: int) -> float:
@@ -50,26 +59,26 @@ def _draw_curve(axes: Axes, labels: Array, values: Array, name: str, index: int)
     # Many equal scores leave slivers of bins between them, whose intervals span the figure.
     is_filled = curve.weight >= curve.weight.sum() / (4 * NUM_BINS)
     curve = ReliabilityCurve(*(column[is_filled] for column in curve))
-    low, high = _wilson(curve.observed_rate, curve.weight)
+    low, high = wilson_interval(curve.observed_rate, curve.weight)
     errors = np.maximum([curve.observed_rate - low, high - curve.observed_rate], 0.0)
-    style = {"color": _colour(index), "linestyle": _dash(index), "marker": "os^Dv"[index % 5], "markersize": 4}
+    style = {"color": colour_of(index), "linestyle": dash_of(index), "marker": "os^Dv"[index % 5], "markersize": 4}
     axes.errorbar(curve.mean_score, curve.observed_rate, yerr=errors, capsize=2, linewidth=1.2, label=name, **style)
     return float(np.max([*high, *curve.mean_score], initial=0.0))
 
 
 def decision(path: str | Path, curve: DecisionCurve) -> None:
     """Net benefit over thresholds, as far as acting on any system, or on all patients, is of use."""
-    figure, axes = _single("Decision curve, test split")
+    figure, axes = single_panel("Decision curve, test split")
     systems = {name: values for name, values in curve.net_benefit.items() if not name.startswith("treat ")}
     for name, colour in (("treat all", GREY), ("treat none", "black")):
         axes.plot(curve.thresholds, curve.net_benefit[name], color=colour, linewidth=1, label=name)
     for index, (name, values) in enumerate(systems.items()):
-        axes.plot(curve.thresholds, values, color=_colour(index), linestyle=_dash(index), label=name)
+        axes.plot(curve.thresholds, values, color=colour_of(index), linestyle=dash_of(index), label=name)
     every = np.stack(list(curve.net_benefit.values()))
     best = np.max(every, axis=0, initial=0.0, where=np.isfinite(every))
     useful = curve.thresholds[best > 0]
     top = float(best.max(initial=0.0)) or 0.01
     axes.set(xlabel="threshold probability", ylabel="net benefit (true positives a patient)")
     axes.set(xlim=(0, min(1.0, 1.1 * float(useful.max(initial=0.0))) or 1.0), ylim=(-0.1 * top, 1.1 * top))
-    _legend(axes, loc="upper right")
-    _save(figure, path)
+    add_legend(axes, loc="upper right")
+    save_figure(figure, path)

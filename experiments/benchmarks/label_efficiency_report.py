@@ -10,7 +10,7 @@ from matplotlib.ticker import NullLocator
 
 from ehrjax.data.labels import Labels
 from ehrjax.evaluate.files import replaced
-from ehrjax.evaluate.plots import COLOURS, DASHES
+from ehrjax.evaluate.plot_style import COLOURS, DASHES
 from ehrjax.metrics.bootstrap import NUM_RESAMPLES, paired_difference
 from ehrjax.metrics.summary import known_rows, metrics_for
 

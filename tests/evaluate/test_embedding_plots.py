@@ -9,13 +9,13 @@ from ehrjax.evaluate import embedding_plots as ours
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures drawn, for a look inside."""
-    figures, save = [], ours._save
+    figures, save = [], ours.save_figure
 
     def keep(figure, path):
         figures.append(figure)
         save(figure, path)
 
-    monkeypatch.setattr(ours, "_save", keep)
+    monkeypatch.setattr(ours, "save_figure", keep)
     return figures
 
 

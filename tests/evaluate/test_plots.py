@@ -18,13 +18,13 @@ DAY = 86_400
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures drawn, for a look inside."""
-    figures, save = [], ours._save
+    figures, save = [], ours.save_figure
 
     def keep(figure, path):
         figures.append(figure)
         save(figure, path)
 
-    monkeypatch.setattr(ours, "_save", keep)
+    monkeypatch.setattr(ours, "save_figure", keep)
     return figures
 
 
@@ -124,7 +124,7 @@ def test_data_overview_of_a_store_without_visits(tmp_path):
 
 
 def test_reliability_intervals_hold_the_rate_and_stay_in_range():
-    low, high = ours._wilson(np.array([0.0, 0.5, 1.0]), np.array([5.0, 100.0, 5.0]))
+    low, high = ours.wilson_interval(np.array([0.0, 0.5, 1.0]), np.array([5.0, 100.0, 5.0]))
     assert (low <= [0, 0.5, 1]).all() and (high >= [0, 0.5, 1 - 1e-12]).all()
     np.testing.assert_allclose([low[1], high[1]], [0.4038, 0.5962], atol=1e-3)
 
