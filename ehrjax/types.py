@@ -97,12 +97,33 @@ class TokenBatch(NamedTuple):
     next_visits: NextVisits | None = None
 
 
+class StayBatch(NamedTuple):
+    """Windows of hospital stays, each up to its index time: vital signs on a regular grid, the notes' mean vector.
+
+    Here T counts time points (oldest first), K variables, S statics, D the width of a note vector and O labels. Values
+    are scaled and filled; what a mask covers may hold anything and reaches no result.
+    """
+
+    values: Float[Array, "B T K"]
+    observed: Bool[Array, "B T K"]  # measured in that bin, not filled in
+    hours_since: Float[Array, "B T K"]  # since the variable was last measured
+    time_mask: Bool[Array, "B T"]
+    statics: Float[Array, "B S"]  # age, sex, ..: scaled, missing ones filled and flagged
+    notes: Float[Array, "B D"]  # zeros without notes
+    has_vitals: Bool[Array, "B"]
+    has_notes: Bool[Array, "B"]
+    labels: Shaped[Array, "B O"]
+    label_mask: Bool[Array, "B O"]  # False on padding rows
+    example_mask: Bool[Array, "B"]
+    example_ids: Int[Array, "B"]  # row among the stays, -1 for padding rows
+
+
 class Outputs(NamedTuple):
     """What a model returns; a field that a model does not compute is None."""
 
     logits: Float[Array, "B K"] | None = None  # or [B V K], or [B S K] for the sequences of packed rows
     pooled: Float[Array, "B D"] | None = None  # or [B S D]
-    hidden: Float[Array, "B V D"] | None = None  # after each visit
+    hidden: Float[Array, "B V D"] | None = None  # after each visit, or each time point of a stay
     tokens: Float[Array, "B T D"] | None = None  # of each token
     attention: Float[Array, "B T"] | None = None  # weight of each code in its visit
 

@@ -87,3 +87,12 @@ def behrt(model, read=weight):
         "project": dense(model.project, read),
         "encoder": encoder(model.encoder, read),
     }
+
+
+def fusion_lstm(model, read=weight):
+    """`TorchFusionLstm` -> FusionLstm."""
+    dense_layers = {"vitals": model.vitals, "head": model.head}
+    dense_layers |= {f"notes_{i}": layer for i, layer in enumerate(model.notes)}
+    dense_layers |= {f"fusion_{i}": layer for i, layer in enumerate(model.fusion)}
+    params = {name: dense(layer, read) for name, layer in dense_layers.items()}
+    return params | {"lstm": lstm(model.lstm, read)} | {f"{name}_absent": read(v) for name, v in model.absent.items()}
