@@ -28,6 +28,7 @@ READERS = {
     "meds": "ehrjax.data.readers.meds:read_meds",
     "mimic4": "ehrjax.data.readers.mimic4:read_mimic4",
     "omop": "ehrjax.data.readers.omop:read_omop",
+    "physionet2012": "ehrjax.data.readers.physionet2012:read_physionet2012",
 }
 _HAS_GLOBAL_IDS = ("synthea",)  # patient ids are UUIDs: the same id in two folders is the same patient
 # Bytes of uncompressed CSV a partition: 64 MiB are some 400,000 rows, which sort twice as fast as a million do since

@@ -265,5 +265,14 @@ TASKS = {
         Task("next_visit_codes", outcome="next_codes", **_SOME_VISITS),
         Task("next_visit_class", outcome="next_class", **_SOME_VISITS),
         Task("length_of_stay", outcome="stay_days", index="admission"),
+        # 48 hours after ICU admission (PhysioNet 2012, whose records end there): death in that hospital stay. The
+        # reader places the outcome within the next hour, so a stay without one counts as censored.
+        Task(
+            "in_hospital_death_48h",
+            codes=("OUTCOME//PHYSIONET2012//IN_HOSPITAL_DEATH",),
+            index="discharge",
+            stay_classes=("ENCOUNTER//icu_first_48h",),
+            horizon_days=1 / 24,
+        ),
     )
 }
