@@ -94,6 +94,7 @@ def test_shipped_tasks_are_the_ones_promised():
         "time_to_death": "survival",
         "conditions_1y": "multilabel",
         "new_diagnoses_1y": "multilabel",
+        "in_hospital_death_48h": "binary",
     }
     causes = {name: task.causes for name, task in TASKS.items() if task.causes}
     assert causes == {
@@ -172,7 +173,7 @@ def test_wrong_settings_are_explained(fields, message):
 def test_unknown_task_names_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'diabetes_onset'"):
         get_task("diabetes_onst")
-    with pytest.raises(ValueError, match="use one of conditions_1y, diabetes_onset, length_of_stay"):
+    with pytest.raises(ValueError, match="use one of conditions_1y, diabetes_onset, in_hospital_death_48h"):
         get_task("xyz")
 
 
