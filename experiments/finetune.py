@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ehrjax.metrics.summary import known_rows, metrics_for
+from ehrjax.objectives.chunks import in_chunks
 from ehrjax.train.ensemble import fit_members, member_of
 from ehrjax.train.loop import FitResult, fit
 from ehrjax.train.lora import (
@@ -59,7 +60,7 @@ def train_task(
     keys = [jax.random.split(jax.random.key(config.train.seed + member)) for member in range(config.train.num_seeds)]
     starts = _initial_params(in_rows, [key for key, _ in keys], loaders["train"], encoder, data, config)
     starts = [target.at_base_rates(params) for params in starts]
-    training = _whole(starts, target.make_objective(in_rows), loaders["train"].batch_at, examples_of)
+    training = _whole(starts, _make_objective(target, in_rows, config), loaders["train"].batch_at, examples_of)
     if lora_rank:
         training = _adapted(starts, training, config, [jax.random.fold_in(key, 1) for key, _ in keys])
     evaluate = _validation(model, loaders["val"], parts["val"], target)
@@ -101,6 +102,12 @@ class _Training(NamedTuple):
     batch_at: Callable[[int], Any]
     examples_of: Callable[[Any], np.ndarray]
     to_params: Callable[[Any], Any]  # of the model, from one trainable
+
+
+def _make_objective(target: Target, model: Any, config: ConfigDict) -> Callable[..., LossOutput]:
+    objective = target.make_objective(model)
+    is_sum_over_rows = target.survival != "cox"
+    return in_chunks(objective) if build.reads_tokens(config) and is_sum_over_rows else objective
 
 
 def _initial_params(model, keys: list[jax.Array], batches: Batches, encoder: Any, data: Data, config: ConfigDict):

@@ -14,6 +14,7 @@ from ehrjax.data.windows import Windows, cut_windows
 from ehrjax.evaluate.code_vectors import describe_coverage, init_embedding, read_code_vectors
 from ehrjax.evaluate.next_visit_baselines import code_frequency
 from ehrjax.models.pretraining import HEADS, Pretraining
+from ehrjax.objectives.chunks import in_chunks
 from ehrjax.objectives.combine import combine
 from ehrjax.objectives.contrastive import make_contrastive_objective
 from ehrjax.objectives.mlm import make_mlm_objective
@@ -143,13 +144,14 @@ def _make_objective(name: str, model: Pretraining, counts: np.ndarray):
     if name == "skip_gram":
         skip_gram = make_skip_gram_objective(model.encoder, code_counts=counts)
         return lambda params, batch, key, train: skip_gram(params["encoder"], batch, key, train)
+    if name == "contrastive":  # sets all rows of the batch against each other
+        return make_contrastive_objective(model)
     makers = {
         "mlm": make_mlm_objective,
         "next_visit": make_next_visit_objective,
         "pooled_next_visit": make_pooled_next_visit_objective,
-        "contrastive": make_contrastive_objective,
     }
-    return makers[name](model)
+    return in_chunks(makers[name](model))
 
 
 def _start_from_data(params: Any, records: VisitSequences, data: Data, config: ConfigDict) -> Any:

@@ -118,6 +118,7 @@ class OurRun:
 
         from ehrjax.models.behrt import SIZES, Behrt
         from ehrjax.models.pretraining import Pretraining
+        from ehrjax.objectives.chunks import in_chunks
         from ehrjax.objectives.mlm import make_mlm_objective
         from ehrjax.train.optimizer import make_optimizer
         from ehrjax.train.state import create_state
@@ -133,7 +134,7 @@ class OurRun:
         self.key = jax.random.key(0)
         params = jax.jit(model.init)(self.key, self.batches[0])["params"]
         state = jax.tree.map(jax.numpy.copy, create_state(params, tx))
-        step = jax.jit(make_train_step(make_mlm_objective(model), tx), donate_argnums=0)
+        step = jax.jit(make_train_step(in_chunks(make_mlm_objective(model)), tx), donate_argnums=0)
         self.step = step.lower(state, self.batches[0], self.key).compile()
         self.state = state
         self.train()
