@@ -1,10 +1,11 @@
 """Simulated patients with known risks: Synthea-format CSV files and the true probability of each outcome.
 
-    python -m ehrjax.data.simulate --out=DIR --num-patients=N --seed=S
+    python -m ehrjax.data.simulate --out=DIR --num-patients=N --seed=S [--stays]
 
 The generative model is in `simulate_chain` (states and hazards), `simulate_paths` (lives and visits),
 `simulate_records` (what a visit records) and `oracle` (the probabilities). A patient is a pure function of (seed,
-number): the same seed gives the same bytes, and the first patients stay the same when more are asked for.
+number): the same seed gives the same bytes, and the first patients stay the same when more are asked for. `--stays`
+simulates hospital stays with vital signs and notes instead: see `simulate_stays`.
 """
 
 import argparse
@@ -129,15 +130,15 @@ def write(
     out = Path(out)
     asked = None if tasks is None else sorted(tasks)
     settings = {"num_patients": num_patients, "seed": seed, "model_version": MODEL_VERSION, "tasks": asked}
-    if out.exists() and _is_same(out, settings):
+    if out.exists() and is_same_simulation(out, settings):
         return out
     with workspace(out) as folder, naming_the_folder(out):
         _write_files(folder / "store", settings, progress)
     return out
 
 
-def _is_same(out: Path, settings: dict) -> bool:
-    """Whether this simulation is there already; an empty folder is none, and is replaced by the rename."""
+def is_same_simulation(out: Path, settings: dict) -> bool:
+    """Whether the folder holds this simulation; an empty one holds none. FileExistsError where it holds another."""
     if out.is_dir() and not any(out.iterdir()):
         return False
     manifest = out / "simulation.json"
@@ -193,8 +194,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", required=True, help="folder to make")
     parser.add_argument("--num-patients", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stays", action="store_true", help="hospital stays with vital signs and notes, hour by hour")
     options = parser.parse_args(arguments)
-    out = write(options.out, num_patients=options.num_patients, seed=options.seed, progress=True)
+    from ehrjax.data import simulate_stays  # which builds on this module
+
+    make = simulate_stays.write if options.stays else write
+    out = make(options.out, num_patients=options.num_patients, seed=options.seed, progress=True)
     manifest = json.loads((out / "simulation.json").read_text())
     rows = ", ".join(f"{name} {count:,}" for name, count in manifest["num_rows"].items())
     print(f"{out}: {rows}; true probabilities in oracle.parquet")
