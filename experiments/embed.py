@@ -85,13 +85,12 @@ def evaluate_patients(trained: Pretrained, data: Data, config: ConfigDict, workd
 
 
 def patient_embeddings(trained: Pretrained, split: str) -> PatientEmbeddings:
-    """One vector a patient: the mean over the windows of the record of the encoder's pooled states there."""
+    """One vector a patient: the mean over the windows of the record of `Pretraining.sequence_vectors`."""
     records, windows = trained.records[split].sequences, trained.records[split].windows
-    encoder = trained.model.encoder
 
     @jax.jit
     def step(params, batch):
-        return encoder.apply({"params": params["encoder"]}, batch).pooled
+        return trained.model.apply({"params": params}, batch, method="sequence_vectors")
 
     totals = None
     counts = np.bincount(windows.example_index, minlength=len(records.subject_ids))

@@ -77,12 +77,19 @@ class Pretraining(nn.Module):
         history = keep_only(batch, visits=~is_last_visit(batch))
         return self._only_predicted(self.next_visit_head(self.encoder(history, train=train).pooled))
 
-    def project(self, batch: TokenBatch, train: bool = False) -> Float[Array, "B S P"]:
-        """A vector of each sequence for contrast, from the mean over its codes (models of visits: their pooled)."""
+    def sequence_vectors(self, batch: TokenBatch, train: bool = False) -> Float[Array, "B S D"]:
+        """A vector of each sequence: the mean of its codes' states, each of which sees all of it.
+
+        Of models of visits: what they pool.
+        """
         if not has_token_states(self.encoder):
-            return self.projection(self.encoder(batch, train=train).pooled)
+            return self.encoder(batch, train=train).pooled
         outputs = self.encoder(batch, train=train, causal=False)
-        return self.projection(pool_sequences("mean", outputs.tokens, outputs.hidden, batch))
+        return pool_sequences("mean", outputs.tokens, outputs.hidden, batch)
+
+    def project(self, batch: TokenBatch, train: bool = False) -> Float[Array, "B S P"]:
+        """What contrast compares of each sequence, from its vector."""
+        return self.projection(self.sequence_vectors(batch, train))
 
     def predicted_as(self, tokens: Int[Array, "*shape"]) -> Int[Array, "*shape"]:
         """What these tokens are predicted as."""
