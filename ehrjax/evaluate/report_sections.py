@@ -42,6 +42,7 @@ FLOW_STAGES = {
 }
 DRAWN_STAGES = ("index_times", "eligible", "kept", "positives")
 MAX_POINTS = 300  # of a training curve; a screen has no more columns
+MAX_FILES = 100  # ICU stays come as thousands of files
 HEADLINES = ("auroc", "macro_auroc", "c_index", "concordance", "rmse", "accuracy")
 AUDIT_WORDS = {True: "pass", False: "FAIL", None: "not checked"}
 
@@ -56,14 +57,14 @@ def run_section(results: Mapping[str, Any], config: Mapping[str, Any], environme
     blocks: list[Any] = [Table(("", "run"), [[name, str(text)] for name, text in rows if text])]
     headlines = [row for name, task in results["tasks"].items() for row in _headline(name, task)]
     if headlines:
-        blocks.append(Table(("task", "figure", "model", "best baseline", "difference"), headlines))
+        blocks.append(Table(("task", "figure", "model", "best baseline", "difference", "oracle"), headlines))
         blocks.append(Paragraph("Test split, 95 % intervals from a bootstrap over patients."))
     return Section("Run", blocks)
 
 
 def _headline(name: str, task: Mapping[str, Any]) -> Iterator[list[str]]:
     if not task.get("kind"):
-        yield [name, "not trained", "-", "-", "-"]
+        yield [name, "not trained", "-", "-", "-", "-"]
         return
     metric = next((metric for metric in HEADLINES if number(task["test"].get(metric)) is not None), None)
     if metric is None:
@@ -72,7 +73,8 @@ def _headline(name: str, task: Mapping[str, Any]) -> Iterator[list[str]]:
     best = difference.get("baseline")
     baseline = (task.get("baselines") or {}).get(best) or {}
     against = f"{best} {cell(baseline.get(metric))}" if best else "-"
-    yield [name, words(metric), cell(task["test"][metric]), against, cell(difference.get(metric), signed=True)]
+    oracle = cell((task.get("oracle") or {}).get(metric))
+    yield [name, words(metric), cell(task["test"][metric]), against, cell(difference.get(metric), signed=True), oracle]
 
 
 def data_section(data: Mapping[str, Any]) -> Section:
@@ -89,8 +91,9 @@ def data_section(data: Mapping[str, Any]) -> Section:
     files = data.get("files")
     if files and all(isinstance(file, Mapping) for file in files):
         header = list(dict.fromkeys(key for file in files for key in file if not isinstance(file[key], Mapping)))
-        rows = [[figure_text(file.get(key)) for key in header] for file in files]
-        blocks.append(Fold(f"{len(files)} files", [Table([words(key) for key in header], rows)]))
+        rows = [[figure_text(file.get(key)) for key in header] for file in files[:MAX_FILES]]
+        cut = f", the first {MAX_FILES} shown" if len(files) > MAX_FILES else ""
+        blocks.append(Fold(f"{len(files):,} files{cut}", [Table([words(key) for key in header], rows)]))
     shown = {*DATA_COUNTS, "rows_by_reason", "files"}
     return Section("Data", blocks + fold("more about the data", {k: v for k, v in data.items() if k not in shown}))
 
