@@ -1,10 +1,12 @@
-"""A transformer encoder over packed rows: attention, feed-forward, pre-LN blocks, a scan over depth.
+"""A transformer encoder over packed rows: attention, feed-forward, pre-LN or post-LN blocks, a scan over depth.
 
-Pre-LN as in Xiong et al. (2020, arXiv:2002.04745). Parameters are float32 whatever the compute dtype; LayerNorm and
-softmax compute in float32. Dropout acts on the residual branches, not on attention probabilities.
+Pre-LN as in Xiong et al. (2020, arXiv:2002.04745), post-LN as in Vaswani et al. (2017) and BERT.
+Parameters are float32 whatever the compute dtype; LayerNorm and softmax compute in float32. Dropout acts on the
+residual branches, not on attention probabilities.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -126,17 +128,19 @@ class FeedForward(nn.Module):
 
     ffn_dim: int
     dtype: DTypeLike | None = None
+    activation: Callable = gelu
 
     @nn.compact
     def __call__(self, inputs: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         rows = inputs.reshape(-1, inputs.shape[-1])  # as a matrix: XLA for CPU then transposes less
         inner = nn.Dense(self.ffn_dim, dtype=self.dtype, name="in")(rows)
-        return nn.Dense(inputs.shape[-1], dtype=self.dtype, name="out")(gelu(inner)).reshape(inputs.shape)
+        return nn.Dense(inputs.shape[-1], dtype=self.dtype, name="out")(self.activation(inner)).reshape(inputs.shape)
 
 
 class Block(nn.Module):
     """Pre-LN block: x + dropout(attention(norm(x))), then x + dropout(feed-forward(norm(x))).
 
+    With `post_norm`: norm(x + dropout(attention(x))), then norm(x + dropout(feed-forward(x))), same parameters.
     With `columns`, of these columns of x alone; the attention still sees all.
     """
 
@@ -145,6 +149,9 @@ class Block(nn.Module):
     dropout_rate: float = 0.0
     dtype: DTypeLike | None = None
     path: str | None = None
+    post_norm: bool = False
+    epsilon: float = EPSILON
+    activation: Callable = gelu
 
     @nn.compact
     def __call__(
@@ -159,16 +166,21 @@ class Block(nn.Module):
     ) -> Float[Array, "B M D"]:
         dropout = Dropout(self.dropout_rate)
         attention = SelfAttention(self.num_heads, self.dtype, self.path, name="attention")
-        normed = LayerNorm(dtype=self.dtype, name="attention_norm")(inputs)
+        ffn = FeedForward(self.ffn_dim, self.dtype, self.activation, name="ffn")
+        norm = partial(LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
+        attention_norm, ffn_norm = norm(name="attention_norm"), norm(name="ffn_norm")
+        normed = inputs if self.post_norm else attention_norm(inputs)
         attended = attention(normed, segment_ids, positions, columns, causal=causal)
         inputs = inputs if columns is None else take_columns(inputs, columns)
         inputs = inputs + dropout(attended, train=train)
-        normed = LayerNorm(dtype=self.dtype, name="ffn_norm")(inputs)
-        return inputs + dropout(FeedForward(self.ffn_dim, self.dtype, name="ffn")(normed), train=train)
+        if self.post_norm:
+            inputs = attention_norm(inputs)
+            return ffn_norm(inputs + dropout(ffn(inputs), train=train))
+        return inputs + dropout(ffn(ffn_norm(inputs)), train=train)
 
 
 class Encoder(nn.Module):
-    """`num_layers` pre-LN blocks and a last LayerNorm.
+    """`num_layers` pre-LN blocks and a last LayerNorm, or, with `post_norm`, post-LN blocks and no more.
 
     The blocks are one scan with their parameters stacked on axis 0 under "layers", so compile time does not grow with
     depth. `unroll` blocks a step of the scan (None: all of them on CPU, where stacking and unstacking activations took
@@ -184,6 +196,9 @@ class Encoder(nn.Module):
     remat: bool = False
     unroll: int | None = None
     path: str | None = None
+    post_norm: bool = False
+    epsilon: float = EPSILON
+    activation: Callable = gelu
 
     @nn.compact
     def __call__(
@@ -197,7 +212,9 @@ class Encoder(nn.Module):
         train: bool = False,
     ) -> Float[Array, "B M D"]:
         """States of all columns, or of `columns` alone: the same numbers, and the last block computes no others."""
-        block = Block(self.num_heads, self.ffn_dim, self.dropout_rate, self.dtype, self.path, parent=None)
+        shared = ("dropout_rate", "dtype", "path", "post_norm", "epsilon", "activation")
+        options = {name: getattr(self, name) for name in shared}
+        block = Block(self.num_heads, self.ffn_dim, **options, parent=None)
         inputs = inputs.astype(jnp.float32 if self.dtype is None else self.dtype)
 
         def init_layers(key):
@@ -221,7 +238,7 @@ class Encoder(nn.Module):
         else:
             states, _ = jax.lax.scan(run, inputs, jax.tree.map(lambda x: x[:-1], layers), unroll=max(unroll - 1, 1))
             states, _ = run(states, jax.tree.map(lambda x: x[-1], layers), columns)
-        return LayerNorm(dtype=self.dtype, name="norm")(states)
+        return states if self.post_norm else LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(states)
 
 
 def rotate(states: Float[Array, "B T N H"], positions: Int[Array, "B T"]) -> Float[Array, "B T N H"]:
