@@ -29,6 +29,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.max_codes = 64  # codes of one visit beyond this are dropped
     config.data.max_tokens = 256  # models of tokens, and pre-training: longest sequence, hence length of packed rows
     config.data.split_fractions = (0.7, 0.15, 0.15)  # train, val, test; not used where the source brings its splits
+    config.data.split = "patient"  # or temporal: train on what was known at the cut-off, test patients after it
+    config.data.cutoff = "0.8"  # a date, or the share of visits that end before it; for split=temporal only
 
     config.model = ConfigDict()
     config.model.name = "visit_lstm"

@@ -19,12 +19,15 @@ from ml_collections import ConfigDict
 
 from configs import lstm_small
 from ehrjax.data.build import READERS
+from ehrjax.data.cutoff import parse_cutoff
 from ehrjax.models.registry import MODELS
 from ehrjax.objectives import survival
 from ehrjax.train import optimizer
 from ehrjax.types import Outputs, TokenBatch, VisitBatch
 
 SOURCES = ("simulate", *READERS)
+SPLIT_KINDS = ("patient", "temporal")
+SHIFTED_SOURCES = ("mimic4", "physionet2012")  # dates that were moved, for each patient differently, or made up
 FREE_SECTIONS = ("custom_tasks",)  # sections whose keys are the user's own names
 DECIDED_BY_RUN = ("vocab_size", "num_outputs", "level", "max_tokens", "with_context")
 
@@ -54,6 +57,7 @@ def check_config(config: ConfigDict) -> ConfigDict:
     if reference.data.source not in SOURCES:
         near = difflib.get_close_matches(str(reference.data.source), SOURCES, n=1) or [", ".join(SOURCES)]
         raise ValueError(f"data.source={reference.data.source!r} is not known: use {near[0]}.")
+    _check_split(reference.data)
     if not 0 < reference.train.label_fraction <= 1:
         raise ValueError(f"train.label_fraction={reference.train.label_fraction} must be above 0 and at most 1.")
     if reference.train.lora_rank and not reference.pretrain.num_steps:
@@ -66,6 +70,19 @@ def check_config(config: ConfigDict) -> ConfigDict:
         near = difflib.get_close_matches(reference.train.survival, survival.KINDS, n=1, cutoff=0.0)
         raise ValueError(f"train.survival={reference.train.survival!r} is not known: use {near[0]}.")
     return reference
+
+
+def _check_split(data: ConfigDict) -> None:
+    if data.split not in SPLIT_KINDS:
+        near = difflib.get_close_matches(str(data.split), SPLIT_KINDS, n=1) or [" or ".join(SPLIT_KINDS)]
+        raise ValueError(f"data.split={data.split!r} is not known: use {near[0]}.")
+    if data.split == "temporal":
+        if data.source in SHIFTED_SOURCES:
+            raise ValueError(f"data.split='temporal' needs real dates, which {data.source} has not.")
+        try:
+            parse_cutoff(data.cutoff)
+        except ValueError as error:
+            raise ValueError(f"data.cutoff: {error}") from error
 
 
 def config_dict(config: ConfigDict) -> dict:

@@ -15,11 +15,13 @@ from ml_collections import ConfigDict
 from ehrjax.data import build as data_build
 from ehrjax.data import simulate
 from ehrjax.data.cohorts import make_labels
+from ehrjax.data.cutoff import StoreUntil, begun_after, cutoff_day, find_cutoff, whole_of
 from ehrjax.data.labels import Labels, read_meds_labels, shortage, write_meds_labels
 from ehrjax.data.sequences import build_visit_level_sequences, build_visit_sequences, drop_without_visits
 from ehrjax.data.splits import SPLITS, assert_disjoint, assign_splits, check_splits, save_splits
 from ehrjax.data.store import Store, StoreSettings
 from ehrjax.data.tasks import Task, get_task, task_from_dict
+from ehrjax.data.timeline import NEVER, NULL_TIME
 from ehrjax.data.vocab import Vocabulary, fit_vocabulary
 from ehrjax.evaluate.files import replaced
 from ehrjax.types import VisitSequences
@@ -32,13 +34,19 @@ MIN_HELD_OUT = 3  # positives and negatives in val and in test
 
 @dataclass(frozen=True)
 class Data:
-    """A run's stores and what was fitted on the train patients."""
+    """A run's stores and what was fitted on the train patients.
 
-    stores: tuple[Store, ...]  # one, or two where the test set comes from elsewhere
+    There are two stores where the test set comes from elsewhere or from later; train and val read the first, test the
+    last. With a `cutoff` (seconds) the first is a store as it stood then: test patients are other patients, and are
+    tested at times after it.
+    """
+
+    stores: tuple[Store, ...]
     splits: dict[str, np.ndarray]  # split -> subject ids
     vocab: Vocabulary
     simulated: Path | None  # folder with oracle.parquet
     report: dict
+    cutoff: int | None = None
 
 
 class SplitData(NamedTuple):
@@ -55,7 +63,11 @@ class SplitData(NamedTuple):
 
 
 def prepare_data(config: ConfigDict, workdir: Path) -> Data:
-    """Simulate or find the tables, build the store (or reuse it), split the patients, fit the vocabulary on train."""
+    """Simulate or find the tables, build the store (or reuse it), split the patients, fit the vocabulary on train.
+
+    `data.split` "temporal": test patients are held out as by "patient", and their index times lie after the cut-off;
+    train and validation patients' records end at it, and those first seen later are left out.
+    """
     simulated = None
     source, path = config.data.source, config.data.path
     if source == "simulate":
@@ -69,7 +81,11 @@ def prepare_data(config: ConfigDict, workdir: Path) -> Data:
     stores = (_build(source, path, workdir / "data" / "store", config),)
     if config.data.test_path:
         stores += (_build(source, config.data.test_path, workdir / "data" / "test_store", config),)
-    splits = _split(stores, config)
+    splits, cutoff, whole = _split(stores, config), None, stores
+    if config.data.split == "temporal":
+        cutoff = find_cutoff(stores[0], config.data.cutoff)
+        stores = (StoreUntil(stores[0], cutoff), stores[-1])
+        splits = _split_at(cutoff, splits, stores)
     vocab = fit_vocabulary(
         stores[0],
         splits["train"],
@@ -81,10 +97,10 @@ def prepare_data(config: ConfigDict, workdir: Path) -> Data:
     names = np.concatenate([np.full(len(ids), name) for name, ids in splits.items()])
     with replaced(workdir / "splits.parquet") as partial:
         save_splits(partial, np.concatenate(list(splits.values())), names)
-    report = _report(stores, vocab)
+    report = _report(whole, vocab) | ({} if cutoff is None else {"cutoff": cutoff_day(cutoff)})
     with replaced(workdir / "data_report.json") as partial:
         partial.write_text(json.dumps(report, indent=1))
-    return Data(stores, splits, vocab, simulated, report)
+    return Data(stores, splits, vocab, simulated, report, cutoff)
 
 
 def _build(source: str, path: str, out: Path, config: ConfigDict) -> Store:
@@ -108,6 +124,25 @@ def _split(stores: tuple[Store, ...], config: ConfigDict) -> dict[str, np.ndarra
         splits["test"] = np.sort(stores[1].subject_ids)
     assert_disjoint(**splits)
     return splits
+
+
+def _split_at(cutoff: int, splits: dict[str, np.ndarray], stores: tuple[Store, ...]) -> dict[str, np.ndarray]:
+    """The split with those patients of train and val only who were known by the cut-off."""
+    known = {name: np.intersect1d(splits[name], stores[0].subject_ids) for name in ("train", "val")}
+    is_later = begun_after(stores[-1], splits["test"], cutoff)
+    counts = {name: len(ids) for name, ids in known.items()} | {"test": int(is_later.sum())}
+    day = cutoff_day(cutoff)
+    if not all(counts.values()):
+        found = (
+            f"{counts['train']} train and {counts['val']} val patients before it, {counts['test']} test visits after"
+        )
+        raise ValueError(f"the cut-off {day} leaves {found}: move it (data.cutoff), or take more patients.")
+    print(
+        f"temporal split at {day}: {counts['train']:,} train and {counts['val']:,} val patients as known before it,"
+        f" {counts['test']:,} visits of {len(splits['test']):,} test patients after it",
+        flush=True,
+    )
+    return splits | known
 
 
 def _report(stores: tuple[Store, ...], vocab: Vocabulary) -> dict:
@@ -137,6 +172,11 @@ def find_task(name: str, config: ConfigDict) -> Task | Path:
     """A shipped task or one of `custom_tasks`, with the follow-up rule that fits the source; a path for label files."""
     own = config.custom_tasks[name].to_dict() if name in config.custom_tasks else {}
     if "labels" in own:
+        if config.data.split == "temporal" and "horizon_days" not in own:
+            raise ValueError(
+                f"custom_tasks.{name}: a temporal split has to know when labels of a file are settled: give"
+                " horizon_days, the days after the index time that they look at, beside labels."
+            )
         return Path(own["labels"])
     task = task_from_dict(name, own) if own else get_task(name)
     # Pooled extracts end on different days, so there a patient's own last event is all that is known.
@@ -161,16 +201,19 @@ def prepare_task(
         first, last = _make_labels(name, data, config)
     except ValueError as error:
         return None, str(error), {}
-    write_meds_labels(workdir / "labels", first)
     parts = {
         split: _rows_of(last if split == "test" else first, ids) for split, ids in data.splits.items()
     }  # patients, not rows, are split
+    # Rows of test patients before the cut-off are no one's.
+    used = first if data.cutoff is None else _rows_of(first, np.union1d(data.splits["train"], data.splits["val"]))
+    write_meds_labels(workdir / "labels", used)
     parts["train"] = _rows_of(parts["train"], labelled_subjects(data.splits["train"], config))
     stacked = _stack(list(parts.values()), first.flow)
     minimum = {"train": config.eval.min_positives, "val": MIN_HELD_OUT, "test": MIN_HELD_OUT}
     reason = shortage(stacked, np.concatenate([np.full(len(p.times), split) for split, p in parts.items()]), minimum)
     if reason:
-        return None, reason, first.flow
+        at = "" if data.cutoff is None else f" The cut-off is {cutoff_day(data.cutoff)}: data.cutoff moves it."
+        return None, reason + at, first.flow
     stores = {"train": data.stores[0], "val": data.stores[0], "test": data.stores[-1]}
     settings = {"max_visits": config.data.max_visits, "max_codes": config.data.max_codes}
     every = _every_visit(name, parts["train"], data, config, settings)
@@ -206,7 +249,7 @@ def _every_visit(name: str, drawn: Labels, data: Data, config: ConfigDict, setti
         return None
     outputs = drawn.names if task.kind in ("multilabel", "multiclass") else None
     every = replace(task, index="every_visit", max_rows_per_patient=None)
-    labels = make_labels(data.stores[0], every, outputs=outputs)
+    labels = make_labels(data.stores[0], every, outputs=outputs, until=_until(data))
     labels = _rows_of(labels, labelled_subjects(data.splits["train"], config))
     sequences = build_visit_level_sequences(data.stores[0], data.vocab, labels, **settings)
     is_more = sequences.label_mask.any(axis=1).sum() > len(drawn.times)
@@ -214,20 +257,34 @@ def _every_visit(name: str, drawn: Labels, data: Data, config: ConfigDict, setti
 
 
 def _make_labels(name: str, data: Data, config: ConfigDict) -> tuple[Labels, Labels]:
-    """Labels of the first and of the last store (the same object where there is one store)."""
+    """Labels of the first and of the last store (the same object where there is one store).
+
+    With a cut-off, outcome windows of the first end by it, and index times of the last lie after it.
+    """
     task = find_task(name, config)
     if isinstance(task, Path):
-        every = [
-            drop_without_visits(store, read_meds_labels(task, subject_ids=store.subject_ids, name=name))
-            for store in data.stores
-        ]
-        return every[0], every[-1]
-    seed = config.data.seed
-    first = make_labels(data.stores[0], task, seed=seed, train_subjects=data.splits["train"])
+        horizon = config.custom_tasks.get(name, {}).get("horizon_days", 0.0)
+        every = [_read_labels(store, task, name, horizon) for store in data.stores]
+        first, last = every[0], every[-1]
+        if data.cutoff is not None:
+            first, last = first.take(first.end_times <= data.cutoff), last.take(last.times > data.cutoff)
+        return first, last
+    options = {"seed": config.data.seed, "train_subjects": data.splits["train"]}
+    first = make_labels(data.stores[0], task, **options, until=_until(data))
     if len(data.stores) == 1:
         return first, first
     outputs = first.names if task.kind in ("multilabel", "multiclass") else None
-    return first, make_labels(data.stores[1], task, seed=seed, train_subjects=data.splits["train"], outputs=outputs)
+    after = NULL_TIME if data.cutoff is None else data.cutoff
+    return first, make_labels(data.stores[1], task, **options, outputs=outputs, after=after)
+
+
+def _until(data: Data) -> int:
+    return NEVER if data.cutoff is None else data.cutoff
+
+
+def _read_labels(store: Store, path: Path, name: str, horizon_days: float) -> Labels:
+    known = whole_of(store).subject_ids
+    return drop_without_visits(store, read_meds_labels(path, subject_ids=known, name=name, horizon_days=horizon_days))
 
 
 def _rows_of(labels: Labels, subject_ids: np.ndarray) -> Labels:

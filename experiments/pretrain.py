@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from ehrjax.data.cutoff import begun_after
 from ehrjax.data.masking import draw_eval_mask
 from ehrjax.data.sequences import build_patient_sequences
 from ehrjax.data.token_batching import TokenBatches
@@ -41,11 +42,13 @@ class Records(NamedTuple):
     """The whole records of a split's patients, the codes hidden when models are judged, and windows of them.
 
     In `sequences` codes stand as they are predicted: without their value bins, unless `pretrain.predict_values`.
+    `is_asked` marks the visits whose codes are asked for: of test patients with a cut-off, those that begin after it.
     """
 
     sequences: VisitSequences
     hidden: np.ndarray  # bool [num_codes]
     windows: Windows
+    is_asked: np.ndarray | None = None  # bool [num_visits]; None: all
 
 
 class Pretrained(NamedTuple):
@@ -114,10 +117,14 @@ def _read_records(split: str, data: Data, config: ConfigDict) -> Records:
     max_codes = min(config.data.max_codes, config.data.max_tokens - 2)
     sequences = build_patient_sequences(store, data.vocab, data.splits[split], max_codes=max_codes)
     hidden = draw_eval_mask(sequences, mask_rate=config.pretrain.mask_rate, seed=config.data.seed)
+    is_asked = None
+    if split == "test" and data.cutoff is not None:
+        is_asked = begun_after(store, sequences.subject_ids, data.cutoff)
+        hidden &= np.repeat(is_asked, np.diff(sequences.visit_offsets))
     windows = cut_windows(sequences, max_tokens=config.data.max_tokens)
     if not config.pretrain.predict_values:
         sequences = sequences._replace(codes=data.vocab.code_tokens[sequences.codes])
-    return Records(sequences, hidden, windows)
+    return Records(sequences, hidden, windows, is_asked)
 
 
 def _make_loader(split: str, record: Records, data: Data, config: ConfigDict) -> TokenBatches:

@@ -129,7 +129,7 @@ def _evaluate_next_visits(trained: Pretrained, data: Data, config: ConfigDict) -
     size = len(data.vocab)
     options = {"types": _types(data), "num_resamples": config.eval.num_resamples, "seed": config.train.seed}
     frequency = code_frequency(trained.records["train"].sequences, size)
-    targets = {split: next_visit_targets(trained.records[split].sequences, size) for split in SPLITS}
+    targets = {split: _targets(trained.records[split], size) for split in SPLITS}
 
     def of_model(split: str):
         return chunks_from_scores(targets[split], score_next_visits(trained, split, targets[split], frequency))
@@ -144,6 +144,15 @@ def _evaluate_next_visits(trained: Pretrained, data: Data, config: ConfigDict) -
         chunks = make(targets["test"], frequency)
         results["baselines"][name] = evaluate_next_visit(chunks, threshold=threshold, **options)
     return results
+
+
+def _targets(record: Records, vocab_size: int) -> NextVisits:
+    """The visits to be predicted: those that the record asks for."""
+    targets = next_visit_targets(record.sequences, vocab_size)
+    if record.is_asked is None:
+        return targets
+    asked = record.is_asked[targets.visits]
+    return targets._replace(visits=targets.visits[asked], patients=targets.patients[asked])
 
 
 @cache

@@ -21,6 +21,7 @@ from ehrjax.data.labels import Labels, concatenate
 from ehrjax.data.next_visit import OUTCOMES, fit_outputs, output_columns
 from ehrjax.data.outcomes import (
     LOSSES,
+    UNSETTLED,
     Plan,
     Record,
     condition_outputs,
@@ -55,15 +56,19 @@ def make_labels(
     seed: int = 0,
     train_subjects: np.ndarray | None = None,
     outputs: tuple[str, ...] | None = None,
+    after: int = NULL_TIME,
+    until: int = NEVER,
 ) -> Labels:
     """Label rows of a task for every patient of the store, sorted by (subject, time).
 
     Where outputs are fitted (next_codes, next_class, new_codes without conditions) only `train_subjects` decide which
-    codes or classes are predicted; for a second store, `outputs` are the `names` of the labels of the first. Raises
+    codes or classes are predicted; for a second store, `outputs` are the `names` of the labels of the first. For a
+    temporal hold-out, index times are `after` a second, or outcome windows end by `until`, whatever happened. Raises
     ValueError with the cohort's flow where no row is left, or where no code of the store matches the task's.
     """
     task = get_task(task) if isinstance(task, str) else task
-    plan = _resolve(store, task, seed, train_subjects, outputs)
+    plan = _resolve(store, task, seed, train_subjects, outputs)._replace(after=after, until=until)
+    _check_span(plan)
     share = _draw_share(store, plan)
     labels = concatenate([_label_shard(shard, plan, share) for shard in store.shards])
     if not len(labels.times):
@@ -103,7 +108,7 @@ def _resolve(store, task: Task, seed: int, train_subjects, outputs) -> Plan:
         column = output_columns(store, task, names)
     elif task.outcome == "stay_days":
         names = ("log1p_days",)
-    plan = Plan(
+    return Plan(
         task=task,
         seed=seed,
         is_outcome=is_outcome,
@@ -117,18 +122,22 @@ def _resolve(store, task: Task, seed: int, train_subjects, outputs) -> Plan:
         first_time=store.manifest["first_time"] or 0,
         last_time=store.manifest["last_time"] or 0,
     )
-    if task.index == "random_date" and _date_span(plan) < 0:
-        days = (plan.last_time - plan.first_time) / DAY
+
+
+def _check_span(plan: Plan) -> None:
+    task, (first, span) = plan.task, _date_span(plan)
+    if task.index == "random_date" and span < 0:
+        days = (plan.last_time - first) / DAY
         raise ValueError(
             f"task {task.name!r}: the data set spans {days:.0f} days, too few for a random date that leaves"
             f" {task.gap_days + task.horizon_days:g} days: shorten horizon_days, or take another index."
         )
-    return plan
 
 
-def _date_span(plan: Plan) -> int:
-    """Seconds in which a random date may lie."""
-    return plan.last_time - plan.first_time - round((plan.task.gap_days + plan.task.horizon_days) * DAY)
+def _date_span(plan: Plan) -> tuple[int, int]:
+    """The first second at which a random date may lie, and the seconds that it may lie later."""
+    first = max(plan.first_time, plan.after + 1)
+    return first, plan.last_time - first - round((plan.task.gap_days + plan.task.horizon_days) * DAY)
 
 
 # One shard
@@ -141,7 +150,10 @@ def _label_shard(shard, plan: Plan, share: float) -> Labels:
     flow["subjects_drawn"] = len(np.unique(candidates.rows))
 
     found = find_outcomes(record, plan, *candidates)
-    candidates, keep = _drop(candidates, found.losses, LOSSES, flow)
+    losses, reasons = found.losses, LOSSES
+    if plan.until != NEVER:
+        losses, reasons = losses | {UNSETTLED: found.end_times > plan.until}, (*LOSSES, UNSETTLED)
+    candidates, keep = _drop(candidates, losses, reasons, flow)
     values = found.values[keep]
     flow["kept"] = len(candidates.rows)
     flow["subjects_kept"] = len(np.unique(candidates.rows))
@@ -220,7 +232,8 @@ def _candidates(record: Record, plan: Plan) -> _Candidates:
     elif task.index == "random_date":
         rows = np.flatnonzero(has_visits)
         draws = hash_uniform(plan.seed, np.asarray(shard.subject_ids)[rows], np.full(len(rows), _DATE_KEY))
-        times = plan.first_time + np.floor(draws * (_date_span(plan) + 1)).astype(np.int64)
+        first, span = _date_span(plan)
+        times = first + np.floor(draws * (span + 1)).astype(np.int64)
         stays = np.full(len(rows), -1)
     elif task.index == "admission":
         rows, times = record.stay_rows, record.stay_start
@@ -234,7 +247,7 @@ def _candidates(record: Record, plan: Plan) -> _Candidates:
     rows, times, stays = rows[order], times[order], stays[order]
     is_new = np.ones(len(rows), bool)
     is_new[1:] = (rows[1:] != rows[:-1]) | (times[1:] != times[:-1])
-    return _Candidates(rows[is_new], times[is_new], stays[is_new])
+    return _Candidates(rows, times, stays).take(is_new & (times > plan.after))
 
 
 # Eligibility: only what is recorded by t

@@ -16,6 +16,7 @@ from ehrjax.data.tasks import Task, match_codes
 from ehrjax.data.timeline import DAY, NEVER, NULL_TIME, SortedTimes, Timeline, events_of_codes
 
 LOSSES = ("outcome_in_gap", "censored", "no_follow_up", "no_next_visit", "unknown_class", "no_end")
+UNSETTLED = "settled_after_cutoff"
 
 
 class Plan(NamedTuple):
@@ -33,6 +34,8 @@ class Plan(NamedTuple):
     names: tuple[str, ...]
     first_time: int  # of the data set, seconds
     last_time: int
+    after: int = NULL_TIME  # index times are later
+    until: int = NEVER  # outcome windows end by then
 
     @property
     def data_end(self) -> int | None:

@@ -1,4 +1,4 @@
-"""Train, validation and test patients: by hash of the id, as the source gives them, or by time.
+"""Train, validation and test patients: by hash of the id, or as the source gives them. (By time: see `cutoff`.)
 
 A split is an array of "train", "val", "test", one entry a patient. The hash looks at one patient's id and the seed
 only, so adding patients moves nobody. Files use MEDS's names (train, tuning, held_out).
@@ -70,15 +70,11 @@ def check_splits(splits: np.ndarray, *, wanted: tuple[str, ...] = SPLITS) -> Non
         way_out = f"at least {len(wanted)} patients are needed: add data, or pool several folders (data.path=A,B)"
     else:
         way_out = "take another data.seed, larger fractions for it, more patients, or correct the source's split file"
-    _refuse_empty(splits, wanted, "patient", way_out)
-
-
-def _refuse_empty(splits: np.ndarray, wanted: tuple[str, ...], unit: str, way_out: str) -> None:
     counts = {name: int((splits == name).sum()) for name in SPLITS}
     if empty := [name for name in wanted if not counts[name]]:
         found = ", ".join(f"{n} {name}" for name, n in counts.items())
-        total = f"{len(splits)} {unit}{'s' * (len(splits) != 1)}"
-        raise ValueError(f"no {unit} in split {' and '.join(empty)} ({total}: {found}): {way_out}.")
+        total = f"{len(splits)} patient{'s' * (len(splits) != 1)}"
+        raise ValueError(f"no patient in split {' and '.join(empty)} ({total}: {found}): {way_out}.")
 
 
 def assert_disjoint(**groups: np.ndarray) -> None:
@@ -120,37 +116,4 @@ def load_splits(path: str | Path) -> dict[int, str]:
             )
         if splits.setdefault(int(subject), _FROM_FILE[name]) != _FROM_FILE[name]:
             raise ValueError(f"{path}: row {row}: patient {subject} is in two splits: keep one row a patient.")
-    return splits
-
-
-def temporal_split(
-    subject_ids: np.ndarray,
-    times: np.ndarray,
-    end_times: np.ndarray,
-    *,
-    cutoff: int | None = None,
-    quantile: float = 0.8,
-    val_fraction: float = 0.15,
-    seed: int = 0,
-) -> np.ndarray:
-    """Split of each label row (str [E]; "" = left out) that tests on the time after a cutoff.
-
-    A row is "test" where its index time is after `cutoff` (seconds; default: that quantile of the index times), and
-    "train" or "val" where its whole outcome window (`end_times`) ends by the cutoff; rows between are left out.
-    A patient with rows on both sides is hashed to one side and loses the rows on the other: putting all of them into
-    test would leave in train only those who never came back. "val" are hashed train patients.
-    """
-    subject_ids, times = np.asarray(subject_ids), np.asarray(times)
-    if not len(times):
-        raise ValueError("there are no label rows to split: check the cohort.")
-    cutoff = int(np.quantile(times, quantile)) if cutoff is None else int(cutoff)
-    after, before = times > cutoff, np.asarray(end_times) <= cutoff
-    both = np.isin(subject_ids, np.intersect1d(subject_ids[after], subject_ids[before]))
-    to_test = hash_uniform(seed, subject_ids, np.full(len(times), 1)) < 0.5
-    splits = np.where(before & ~(both & to_test), "train", "")
-    splits = np.where(after & (~both | to_test), "test", splits)
-    splits[(splits == "train") & (hash_uniform(seed, subject_ids) < val_fraction)] = "val"
-    wanted = SPLITS if val_fraction > 0 else ("train", "test")
-    way_out = f"move the cutoff, now {np.datetime64(cutoff, 's')}, or shorten the horizon"
-    _refuse_empty(splits, wanted, "label row", way_out)
     return splits

@@ -1,4 +1,4 @@
-"""Splits: stable, disjoint, never empty without a word, and by time without leaking outcomes."""
+"""Splits: stable, disjoint, never empty without a word."""
 
 import numpy as np
 import pyarrow as pa
@@ -11,10 +11,7 @@ from ehrjax.data.splits import (
     hash_uniform,
     load_splits,
     save_splits,
-    temporal_split,
 )
-
-DAY = 86_400
 
 
 def test_single_patient_is_refused_with_a_way_out():
@@ -113,35 +110,3 @@ def test_wrong_split_file_is_explained(tmp_path, columns, message):
 def test_missing_split_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="gone"):
         load_splits(tmp_path / "gone.parquet")
-
-
-def test_temporal_split_of_no_rows_is_refused():
-    with pytest.raises(ValueError, match="no label rows"):
-        temporal_split(np.array([]), np.array([]), np.array([]))
-
-
-def test_temporal_split_keeps_outcomes_of_train_before_the_cutoff():
-    rng = np.random.default_rng(0)
-    ids, times = rng.integers(0, 400, 2000), rng.integers(0, 1000, 2000) * DAY
-    ends = times + 100 * DAY
-    cutoff = 700 * DAY
-    splits = temporal_split(ids, times, ends, cutoff=cutoff, seed=1)
-    assert (times[splits == "test"] > cutoff).all()
-    for name in ("train", "val"):
-        assert (ends[splits == name] <= cutoff).all()
-    between = (times <= cutoff) & (ends > cutoff)
-    assert (splits[between] == "").all()
-    assert_disjoint(**{name: ids[splits == name] for name in ("train", "val", "test")})
-
-
-def test_temporal_split_leaves_returning_patients_in_train():
-    ids = np.repeat(np.arange(200), 2)
-    times = np.tile([0, 100 * DAY], 200)
-    splits = temporal_split(ids, times, times, cutoff=50 * DAY)
-    assert 0.2 < (splits[times == 0] == "train").mean() < 0.6
-    assert 0.3 < (splits[times > 0] == "test").mean() < 0.7
-
-
-def test_temporal_split_without_rows_after_the_cutoff_is_refused():
-    with pytest.raises(ValueError, match=r"no label row in split test .* move the cutoff, now 1970-01-01T00:00:05"):
-        temporal_split(np.arange(100), np.zeros(100), np.zeros(100), cutoff=5)

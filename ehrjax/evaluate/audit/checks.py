@@ -8,6 +8,7 @@
     6. recording_times   codes that are stamped with the start of a stay (a warning)
     7. visit_count       the number of visits alone comes close to the model (a warning)
     8. predictions       test patients only, one row a label row
+    9. cutoff            of a temporal hold-out: training used nothing recorded or settled after the cut-off
 
 A check that the data cannot decide is null. An audit passes where no check fails.
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ehrjax.evaluate.audit.chance import check_shuffled, check_visit_count
+from ehrjax.evaluate.audit.cutoff import check_cutoff
 from ehrjax.evaluate.audit.index_time import TaskModel, check_inputs, check_visit_inputs, check_visit_outputs
 from ehrjax.evaluate.audit.model import rebuild
 from ehrjax.evaluate.audit.outcomes import check_labels
@@ -55,6 +57,8 @@ def audit_models(run: Run, models: Mapping[str, TaskModel], *, results: Mapping[
     add("splits/records", lambda: check_equal_records(run))
     add("splits/labels", lambda: check_label_rows(run))
     add("vocabulary", lambda: check_vocabulary(run))
+    if run.cutoff is not None:
+        add("cutoff", lambda: check_cutoff(run))
     add("recording_times", lambda: check_recording_times(run))
     for name, record in run.tasks.items():
         for check, finding in _check_task(run, record, models.get(name), results, seed):

@@ -4,6 +4,7 @@ import hashlib
 
 import numpy as np
 
+from ehrjax.data.cutoff import whole_of
 from ehrjax.data.splits import mix64
 from ehrjax.evaluate.audit.workdir import Finding, Run
 
@@ -32,13 +33,11 @@ def check_split_overlap(run: Run) -> Finding:
 
 def check_equal_records(run: Run) -> Finding:
     """No record of val or test equals, event for event, one of another split: one patient under two ids."""
-    prints = {}
-    for store in dict.fromkeys(run.stores):
-        prints[store] = fingerprints(store)
+    prints = {store: fingerprints(store) for store in run.whole_stores}
     owner: dict[int, tuple[str, int]] = {}
     shared, num_records = [], 0
     for split, ids in run.splits.items():
-        known_ids, records, sizes = prints[run.stores[-1 if split == "test" else 0]]
+        known_ids, records, sizes = prints[whole_of(run.stores[-1 if split == "test" else 0])]
         chosen = np.flatnonzero(np.isin(known_ids, ids) & (sizes >= MIN_EVENTS))
         num_records += len(chosen)
         for record, subject in zip(records[chosen].tolist(), known_ids[chosen].tolist(), strict=True):

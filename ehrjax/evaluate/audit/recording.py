@@ -21,7 +21,7 @@ AT_START = 0.95  # share of them exactly at the start
 def check_recording_times(run: Run) -> Finding:
     """A warning with counts for each kind of code that always stands at the start of stays; never a failure."""
     flagged, kinds_seen, num_stays = {}, set(), 0
-    for store in dict.fromkeys(run.stores):
+    for store in run.whole_stores:
         groups, kind_of_code = kinds_of_codes([str(code) for code in store.codes])
         at_start, total = np.zeros(len(groups), np.int64), np.zeros(len(groups), np.int64)
         for shard in store.shards:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ehrjax.data.store import Store
+from ehrjax.data.cutoff import whole_of
 from ehrjax.data.vocab import Vocabulary, fit_vocabulary
 from ehrjax.evaluate.audit.workdir import Finding, Run
 
@@ -40,10 +40,14 @@ def _difference(found: Vocabulary, fitted: Vocabulary) -> str:
 
 
 def _origin(run: Run, settings: dict) -> str:
-    stores: tuple[Store, ...] = run.stores
     fitted_on = {"train and val": np.concatenate([run.splits["train"], run.splits["val"]])}
-    fitted_on["all patients"] = stores[0].subject_ids
-    for name, subject_ids in fitted_on.items():
-        if fit_vocabulary(stores[0], subject_ids, **settings).content_hash == run.vocab.content_hash:
+    fitted_on["all patients"] = run.stores[0].subject_ids
+    sources = [(run.stores[0], name, ids) for name, ids in fitted_on.items()]
+    if run.cutoff is not None:
+        whole = whole_of(run.stores[0])
+        sources.append((whole, "train with what came after the cut-off", run.splits["train"]))
+        sources.append((whole, "all patients with what came after the cut-off", whole.subject_ids))
+    for store, name, subject_ids in sources:
+        if fit_vocabulary(store, subject_ids, **settings).content_hash == run.vocab.content_hash:
             return f"it is the vocabulary of {name}"
     return "it is the vocabulary of other patients, or of other settings than the config's"

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ehrjax.data.cutoff import StoreUntil, find_cutoff, whole_of
 from ehrjax.data.splits import SPLITS
 from ehrjax.data.store import Store, open_store
 from ehrjax.data.tasks import TASKS, Task, get_task, task_from_dict
@@ -61,7 +62,10 @@ class TaskRecord:
 
 @dataclass(frozen=True)
 class Run:
-    """A run's config (dotted key -> value), stores (train's first, test's last), splits, vocabulary and tasks."""
+    """A run's config (dotted key -> value), stores (train's first, test's last), splits, vocabulary and tasks.
+
+    With a `cutoff` (seconds; a temporal hold-out) the first store is a store as it stood then.
+    """
 
     workdir: Path
     config: dict[str, Any]
@@ -69,6 +73,12 @@ class Run:
     splits: dict[str, np.ndarray]  # as the file says, a patient named twice included
     vocab: Vocabulary
     tasks: dict[str, TaskRecord]
+    cutoff: int | None = None
+
+    @property
+    def whole_stores(self) -> tuple[Store, ...]:
+        """The distinct stores on disk."""
+        return tuple(dict.fromkeys(whole_of(store) for store in self.stores))
 
 
 def read_run(workdir: str | Path) -> Run:
@@ -81,10 +91,14 @@ def read_run(workdir: str | Path) -> Run:
     stores = (open_store(workdir / "data" / "store"),)
     if config["data.test_path"]:
         stores += (open_store(workdir / "data" / "test_store"),)
+    cutoff = None
+    if config.get("data.split") == "temporal":
+        cutoff = find_cutoff(stores[0], config["data.cutoff"])
+        stores = (StoreUntil(stores[0], cutoff), stores[-1])
     files = sorted((workdir / "predictions").glob("*.parquet"))
     tasks = {file.stem: _read_task(file, workdir / "labels", config) for file in files}
     splits = _read_splits(workdir / "splits.parquet")
-    return Run(workdir, config, stores, splits, Vocabulary.load(workdir / "vocab.json"), tasks)
+    return Run(workdir, config, stores, splits, Vocabulary.load(workdir / "vocab.json"), tasks, cutoff)
 
 
 def _read_splits(path: Path) -> dict[str, np.ndarray]:
