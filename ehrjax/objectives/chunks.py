@@ -1,4 +1,8 @@
-"""An objective over a few rows of the batch at a time: the same gradient, without the whole batch's activations."""
+"""An objective over a few rows of the batch at a time: the same gradient, without the whole batch's activations.
+
+On two CPU threads a step of BEHRT large on 32 rows of 200 tokens is 1.8 times as fast in chunks of four rows as in
+one, of medium on 32 rows of 100 tokens 1.5 times in chunks of eight (experiments/benchmarks/behrt_throughput.py).
+"""
 
 from collections.abc import Callable
 from functools import partial
