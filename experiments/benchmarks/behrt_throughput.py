@@ -18,10 +18,11 @@ machine with other work `--threads=1 --clock=cpu` counts the process's CPU time 
     packed, recipe  ours as the recipes have it: rotary positions, half of the heads see their own visit
     .. / few        packed rows again, but as many patients a batch as the padded one has, so fewer rows
 
-Measured on two CPU threads, wall time, quiet machine, 2026-11-22, `packed` over torch stock / padded / packed: small 4.39 /
-3.41 / 1.38; medium (32 rows) 2.90 / 2.17 / 0.96, again 1.01; large (32 rows) 4.11 / 2.34 / 0.94, again 1.08. With whole
-batches instead of chunks (objectives/chunks.py) it was medium 2.17 / 1.53 / 0.66 and large 2.01 / 1.34 / 0.51: page faults
-and cache misses of activations that grow with the rows. Torch packed has 2.2 to 2.6 of torch padded itself.
+Measured on two CPU threads, wall time, quiet machine, 2026-11-22, `packed` over torch stock / padded / packed: small
+4.39 / 3.41 / 1.38; medium (32 rows) 2.90 / 2.17 / 0.96, again 1.01; large (32 rows) 4.11 / 2.34 / 0.94, again 1.08.
+With whole batches instead of chunks (objectives/chunks.py) it was medium 2.17 / 1.53 / 0.66 and large 2.01 / 1.34 /
+0.51: page faults and cache misses of activations that grow with the rows. Torch packed has 2.2 to 2.6 of torch padded
+itself.
 
 `--keep-memory` tells malloc to keep freed memory instead of handing it back to the system, for both sides: without
 chunks that was worth 20 %, with them nothing.
