@@ -32,6 +32,15 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.split = "patient"  # or temporal: train on what was known at the cut-off, test patients after it
     config.data.cutoff = "0.8"  # a date, or the share of visits that end before it; for split=temporal only
 
+    config.stays = ConfigDict()  # models of hospital stays only
+    config.stays.window_hours = 24.0  # how far a window reaches back from the index time, within the stay
+    config.stays.bin_hours = 1.0
+    config.stays.variables = ("vitals",)  # names, or sets of them: vitals (six), icu (37); ehrjax/data/variables.py
+    config.stays.mapping = ""  # a file that says which codes measure which variable, beside the shipped ones
+    config.stays.notes = ""  # a table of notes, or several separated by commas; simulated stays bring their own
+    config.stays.note_encoder = "minilm"  # minilm (vectors of texts), lexicon (what is stated and denied)
+    config.stays.note_weights = ""  # folder of the MiniLM weights; "": as installed
+
     config.model = ConfigDict()
     config.model.name = "visit_lstm"
     config.model.embed_dim = 128

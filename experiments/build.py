@@ -69,6 +69,8 @@ def check_config(config: ConfigDict) -> ConfigDict:
     if reference.train.survival not in survival.KINDS:
         near = difflib.get_close_matches(reference.train.survival, survival.KINDS, n=1, cutoff=0.0)
         raise ValueError(f"train.survival={reference.train.survival!r} is not known: use {near[0]}.")
+    if reads_stays(reference) and reference.pretrain.num_steps:
+        raise ValueError(f"pretrain.num_steps is for models of codes: {config.model.name} reads stays, so set it to 0.")
     return reference
 
 
@@ -114,9 +116,19 @@ def _defaults(model: type[nn.Module]) -> dict[str, Any]:
     return {name: field.default for name, field in _fields(model).items() if name not in DECIDED_BY_RUN}
 
 
+def reads_stays(config: ConfigDict) -> bool:
+    """Whether the model takes windows of hospital stays: vital signs on a grid, notes (else codes)."""
+    return getattr(model_class(config), "reads_stays", False)
+
+
+def reads_notes(config: ConfigDict) -> bool:
+    """Whether the model takes the notes of a stay."""
+    return reads_stays(config) and "notes" in config.model.get("modalities", ())
+
+
 def reads_tokens(config: ConfigDict) -> bool:
-    """Whether the model takes token sequences (else visits)."""
-    return config.model.name != "visit_lstm"
+    """Whether the model takes token sequences (else visits, or stays)."""
+    return config.model.name != "visit_lstm" and not reads_stays(config)
 
 
 def is_causal(config: ConfigDict) -> bool:
@@ -128,9 +140,9 @@ def make_model(config: ConfigDict, *, vocab_size: int, num_outputs: int, level: 
     """The model of `config.model`, with the sizes that the data decide; either `level` has the same parameters."""
     model = model_class(config)
     fields = {name: value for name, value in config.model.to_dict().items() if name != "name"}
-    if "max_tokens" in _fields(model):
-        fields["max_tokens"] = config.data.max_tokens
-    return model(vocab_size=vocab_size, num_outputs=num_outputs, level=level, **fields)
+    decided = {"vocab_size": vocab_size, "level": level, "max_tokens": config.data.max_tokens}
+    fields |= {name: value for name, value in decided.items() if name in _fields(model)}
+    return model(num_outputs=num_outputs, **fields)
 
 
 def make_optimizer(

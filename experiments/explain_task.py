@@ -29,8 +29,11 @@ def explain_task(
     config: ConfigDict,
     workdir: Path,
 ) -> list[dict[str, Any]]:
-    """Tables of `explain_patients`, each with its `choice`; one figure a patient under plots/. [] for other kinds."""
-    if test.labels.kind not in KINDS:
+    """Tables of `explain_patients`, each with its `choice`; one figure a patient under plots/.
+
+    [] for other kinds, and for models of stays.
+    """
+    if test.labels.kind not in KINDS or build.reads_stays(config):
         return []
     rows, choices = choose_patients(test.labels.values[:, 0], scores[:, 0], test.labels.mask[:, 0])
     if not len(rows):

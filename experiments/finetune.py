@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from ehrjax.data.labels import Labels
+from ehrjax.evaluate.predict import predict
 from ehrjax.metrics.summary import known_rows, metrics_for
 from ehrjax.objectives.chunks import in_chunks
 from ehrjax.train.ensemble import fit_members, member_of
@@ -28,7 +30,8 @@ from experiments import build
 from experiments.loaders import Batches, make_loaders
 from experiments.prepare import Data, SplitData
 from experiments.pretrain import start_from
-from experiments.targets import Target
+from experiments.stays import inputs_meta
+from experiments.targets import LINKED, Target, apply_linked
 
 
 def run_meta(data: Data, config: ConfigDict) -> dict[str, str]:
@@ -76,7 +79,7 @@ def train_task(
         log_every=config.train.log_every,
         workdir=workdir,
         part=name,
-        meta=run_meta(data, config),
+        meta=run_meta(data, config) | inputs_meta(parts["train"].sequences),
         resume_command=command,
         examples_of=training.examples_of,
     )
@@ -92,6 +95,19 @@ def member_params(trained: FitResult, config: ConfigDict) -> list[Any]:
     """Parameters of each member; of the one model where `train.num_seeds` is 1."""
     count = config.train.num_seeds
     return [trained.params] if count == 1 else [member_of(trained.params, member) for member in range(count)]
+
+
+def predict_members(
+    model: Any, target: Target, members: list[Any], loaders: dict[str, Batches], val: Labels
+) -> dict[str, np.ndarray]:
+    """Scores [M, n, S] of the members on val and test."""
+    apply_fn = apply_linked(model, target)
+
+    def scores_of(params: Any, split: str) -> np.ndarray:
+        return predict(apply_fn, params, loaders[split].eval_batches(), kind=LINKED)
+
+    found = [target.finish({split: scores_of(params, split) for split in ("val", "test")}, val) for params in members]
+    return {split: np.stack([scores[split] for scores in found]) for split in ("val", "test")}
 
 
 class _Training(NamedTuple):

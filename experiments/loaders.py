@@ -1,4 +1,4 @@
-"""From sequences to batches: packed rows of visits or of tokens, as the recipe's model reads them."""
+"""From sequences to batches: packed rows of visits or of tokens, or stays, as the recipe's model reads them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,13 +8,14 @@ from ml_collections import ConfigDict
 
 from ehrjax.data.batching import VisitBatches
 from ehrjax.data.packing import pack_visits
+from ehrjax.data.stay_batching import StayBatches
 from ehrjax.data.token_batching import TokenBatches
 from ehrjax.data.windows import cut_windows, truncate
 from ehrjax.train.loop import batch_example_ids
 from experiments import build
 from experiments.prepare import SplitData
 
-Batches = VisitBatches | TokenBatches
+Batches = VisitBatches | TokenBatches | StayBatches
 ExamplesOf = Callable[[Any], np.ndarray]
 
 
@@ -22,8 +23,11 @@ def make_loaders(parts: dict[str, SplitData], config: ConfigDict) -> tuple[dict[
     """Batches of each split, and which examples a training batch holds.
 
     Train comes in packed rows with labels at visits, `train.batch_size` patients at a time for a model of visits and as
-    many rows for a model of tokens.
+    many rows for a model of tokens. Stays come one a row.
     """
+    if build.reads_stays(config):
+        settings = {"batch_size": config.train.batch_size, "seed": config.train.seed}
+        return {split: StayBatches(part.sequences, **settings) for split, part in parts.items()}, batch_example_ids
     return (_token_loaders if build.reads_tokens(config) else _visit_loaders)(parts, config)
 
 

@@ -1,6 +1,6 @@
 """How good the best possible model would be on the simulated test rows: the oracle's own figures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from ehrjax.data.labels import Labels
 from ehrjax.data.oracle import ORACLE_TASKS
+from ehrjax.data.simulate_stays import TASK as STAY_TASK
 from ehrjax.metrics.summary import Horizons, known_rows, metrics_for
 
 FORMS = {"": "probability_recorded", "latent_": "probability_latent"}
@@ -20,14 +21,23 @@ METRICS = {
 }
 
 
-def evaluate_oracle(task: str, simulated: Path, labels: Labels) -> dict[str, Any] | None:
+def stay_forms(modalities: Sequence[str]) -> dict[str, str]:
+    """The forms of a simulated stay's oracle for a model that reads these modalities: what it reads, and all."""
+    form = modalities[0] if len(set(modalities)) == 1 else "both"
+    return {"": f"probability_{form}", "latent_": "probability_latent"}
+
+
+def evaluate_oracle(
+    task: str, simulated: Path, labels: Labels, *, forms: Mapping[str, str] = FORMS
+) -> dict[str, Any] | None:
     """Metrics of the true probabilities on these label rows; None for a task that the oracle does not cover.
 
     `auroc`, `auprc` and `brier` (their means over outputs; for survival concordance and the figures at the horizon)
     belong to the oracle that knows what the record holds; the names that start with `latent_` to the one that knows
-    the patient's hidden state as well. Raises ValueError where a row is not found.
+    the patient's hidden state as well. `forms` names the oracle's column by such a prefix. Raises ValueError where a
+    row is not found.
     """
-    scores = oracle_scores(task, simulated, labels)
+    scores = oracle_scores(task, simulated, labels, forms=forms)
     if scores is None:
         return None
     metrics, figures = _metrics(task, labels), {}
@@ -37,20 +47,24 @@ def evaluate_oracle(task: str, simulated: Path, labels: Labels) -> dict[str, Any
     return figures
 
 
-def oracle_scores(task: str, simulated: Path, labels: Labels) -> dict[str, np.ndarray] | None:
-    """True probabilities of label rows, float32 [E, K], by prefix of `FORMS`; 0 where a label is masked.
+def oracle_scores(
+    task: str, simulated: Path, labels: Labels, *, forms: Mapping[str, str] = FORMS
+) -> dict[str, np.ndarray] | None:
+    """True probabilities of label rows, float32 [E, K], by prefix of `forms`; 0 where a label is masked.
 
     Survival: [E, 1], of an event of the first cause within the horizon. None for a task that the oracle lacks.
     """
     outputs = [f"{task}--{name}" for name in labels.names] if labels.kind == "multilabel" else [task]
-    if labels.kind not in METRICS or not set(outputs) <= set(ORACLE_TASKS):
+    if labels.kind not in METRICS or not set(outputs) <= {*ORACLE_TASKS, STAY_TASK}:
         return None
-    scores = {prefix: np.zeros((len(labels.times), len(outputs)), np.float32) for prefix in FORMS}
+    scores = {prefix: np.zeros((len(labels.times), len(outputs)), np.float32) for prefix in forms}
     for k, output in enumerate(outputs):
-        table = pq.read_table(simulated / "oracle.parquet", filters=[("task", "=", output)])
+        # That of stays is of one task and has no column that names it.
+        rows_of_task = None if output == STAY_TASK else [("task", "=", output)]
+        table = pq.read_table(simulated / "oracle.parquet", filters=rows_of_task)
         known = np.flatnonzero(labels.mask[:, k])
         rows = _find(table, labels.subject_ids[known], labels.times[known], output)
-        for prefix, column in FORMS.items():
+        for prefix, column in forms.items():
             scores[prefix][known, k] = table[column].to_numpy()[rows]
     return scores
 

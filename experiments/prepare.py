@@ -13,12 +13,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ehrjax.data import build as data_build
-from ehrjax.data import simulate
+from ehrjax.data import simulate, simulate_stays
 from ehrjax.data.cohorts import make_labels
 from ehrjax.data.cutoff import StoreUntil, begun_after, cutoff_day, find_cutoff, whole_of
 from ehrjax.data.labels import Labels, read_meds_labels, shortage, write_meds_labels
 from ehrjax.data.sequences import build_visit_level_sequences, build_visit_sequences, drop_without_visits
 from ehrjax.data.splits import SPLITS, assert_disjoint, assign_splits, check_splits, save_splits
+from ehrjax.data.stay_batching import StayWindows
 from ehrjax.data.store import Store, StoreSettings
 from ehrjax.data.tasks import Task, get_task, task_from_dict
 from ehrjax.data.timeline import NEVER, NULL_TIME
@@ -26,6 +27,7 @@ from ehrjax.data.vocab import Vocabulary, fit_vocabulary
 from ehrjax.evaluate.files import replaced
 from ehrjax.types import VisitSequences
 from experiments import build
+from experiments.stays import StayData, describe_parts, make_parts, prepare_notes, stay_settings
 
 # Sources whose extract ends on one day for every patient, who is observed until then.
 COMPLETE_SOURCES = ("simulate", "synthea")
@@ -46,6 +48,7 @@ class Data:
     vocab: Vocabulary
     simulated: Path | None  # folder with oracle.parquet
     report: dict
+    stays: StayData | None = None  # for a model of hospital stays
     cutoff: int | None = None
 
 
@@ -58,7 +61,7 @@ class SplitData(NamedTuple):
     """
 
     labels: Labels
-    sequences: VisitSequences
+    sequences: VisitSequences | StayWindows
     level: str = "patient"
 
 
@@ -68,14 +71,12 @@ def prepare_data(config: ConfigDict, workdir: Path) -> Data:
     `data.split` "temporal": test patients are held out as by "patient", and their index times lie after the cut-off;
     train and validation patients' records end at it, and those first seen later are left out.
     """
+    windows = stay_settings(config) if build.reads_stays(config) else None
     simulated = None
     source, path = config.data.source, config.data.path
     if source == "simulate":
         simulated = workdir / "data" / "simulated"
-        tasks = (*config.tasks, *config.fallback_tasks)
-        settings = {"num_patients": config.data.num_patients, "seed": config.data.seed, "tasks": tasks}
-        simulate.write(simulated, **settings, progress=True)
-        source, path = "synthea", str(simulated)
+        source, path = _simulate(simulated, config), str(simulated)
     elif not path:
         raise ValueError(f"data.source={source!r} needs data.path: add --config.data.path=DIR[,DIR...].")
     stores = (_build(source, path, workdir / "data" / "store", config),)
@@ -86,6 +87,7 @@ def prepare_data(config: ConfigDict, workdir: Path) -> Data:
         cutoff = find_cutoff(stores[0], config.data.cutoff)
         stores = (StoreUntil(stores[0], cutoff), stores[-1])
         splits = _split_at(cutoff, splits, stores)
+    stays = StayData(windows, prepare_notes(config, workdir, simulated)) if windows else None
     vocab = fit_vocabulary(
         stores[0],
         splits["train"],
@@ -100,7 +102,17 @@ def prepare_data(config: ConfigDict, workdir: Path) -> Data:
     report = _report(whole, vocab) | ({} if cutoff is None else {"cutoff": cutoff_day(cutoff)})
     with replaced(workdir / "data_report.json") as partial:
         partial.write_text(json.dumps(report, indent=1))
-    return Data(stores, splits, vocab, simulated, report, cutoff)
+    return Data(stores, splits, vocab, simulated, report, stays, cutoff)
+
+
+def _simulate(folder: Path, config: ConfigDict) -> str:
+    """Simulate patients, or hospital stays for a model of these; returns the format of the tables."""
+    settings = {"num_patients": config.data.num_patients, "seed": config.data.seed}
+    if build.reads_stays(config):
+        simulate_stays.write(folder, **settings, progress=True)
+        return "meds"
+    simulate.write(folder, **settings, tasks=(*config.tasks, *config.fallback_tasks), progress=True)
+    return "synthea"
 
 
 def _build(source: str, path: str, out: Path, config: ConfigDict) -> Store:
@@ -178,10 +190,18 @@ def find_task(name: str, config: ConfigDict) -> Task | Path:
                 " horizon_days, the days after the index time that they look at, beside labels."
             )
         return Path(own["labels"])
+    if not own and name in _simulated_tasks(config):
+        return Path("labels") / name  # in the folder of the simulated tables
     task = task_from_dict(name, own) if own else get_task(name)
     # Pooled extracts end on different days, so there a patient's own last event is all that is known.
     is_complete = config.data.source in COMPLETE_SOURCES and "," not in config.data.path
     return replace(task, follow_up="dataset_end") if is_complete and "follow_up" not in own else task
+
+
+def _simulated_tasks(config: ConfigDict) -> tuple[str, ...]:
+    """Tasks whose labels come with the simulated tables."""
+    is_simulated = config.data.source == "simulate" and build.reads_stays(config)
+    return (simulate_stays.TASK,) if is_simulated else ()
 
 
 def candidate_tasks(config: ConfigDict) -> tuple[str, ...]:
@@ -215,6 +235,19 @@ def prepare_task(
         at = "" if data.cutoff is None else f" The cut-off is {cutoff_day(data.cutoff)}: data.cutoff moves it."
         return None, reason + at, first.flow
     stores = {"train": data.stores[0], "val": data.stores[0], "test": data.stores[-1]}
+    if data.stays is not None:
+        windows = make_parts(name, parts, stores, data.stays, workdir)
+        print(f"{name}: {describe_parts(windows)}", flush=True)
+        built = {split: SplitData(parts[split], each) for split, each in windows.items()}
+    else:
+        built = _make_sequences(name, parts, stores, data, config)
+    assert_disjoint(**{split: np.unique(part.sequences.subject_ids) for split, part in built.items()})
+    return built, "", first.flow
+
+
+def _make_sequences(
+    name: str, parts: dict[str, Labels], stores: dict[str, Store], data: Data, config: ConfigDict
+) -> dict[str, SplitData]:
     settings = {"max_visits": config.data.max_visits, "max_codes": config.data.max_codes}
     every = _every_visit(name, parts["train"], data, config, settings)
     splits = {"val", "test"} if every else set(parts)
@@ -222,9 +255,7 @@ def prepare_task(
         split: SplitData(parts[split], build_visit_sequences(stores[split], data.vocab, parts[split], **settings))
         for split in splits
     }
-    built |= {"train": every} if every else {}
-    assert_disjoint(**{split: np.unique(part.sequences.subject_ids) for split, part in built.items()})
-    return built, "", first.flow
+    return built | ({"train": every} if every else {})
 
 
 def labelled_subjects(train_subjects: np.ndarray, config: ConfigDict) -> np.ndarray:
@@ -264,6 +295,8 @@ def _make_labels(name: str, data: Data, config: ConfigDict) -> tuple[Labels, Lab
     task = find_task(name, config)
     if isinstance(task, Path):
         horizon = config.custom_tasks.get(name, {}).get("horizon_days", 0.0)
+        if name in _simulated_tasks(config):
+            task, horizon = data.simulated / task, simulate_stays.HORIZON_HOURS / 24
         every = [_read_labels(store, task, name, horizon) for store in data.stores]
         first, last = every[0], every[-1]
         if data.cutoff is not None:

@@ -14,25 +14,25 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ehrjax.data.labels import Labels
+from ehrjax.data.stay_batching import StayWindows
 from ehrjax.evaluate import plots
 from ehrjax.evaluate.audit.checks import audit_run
 from ehrjax.evaluate.code_vectors import write_code_vectors
-from ehrjax.evaluate.predict import predict
 from ehrjax.evaluate.report import write_json, write_report
 from ehrjax.evaluate.seeds import ensemble_scores
 from ehrjax.evaluate.tables import pretrain_text, results_table
 from ehrjax.train.loop import FitResult
 from ehrjax.types import FIRST_CODE, VisitSequences
 from experiments import build
+from experiments.ablation import ablate
 from experiments.embed import evaluate_patients
 from experiments.explain_task import explain_task
-from experiments.finetune import member_params, run_meta, train_task
+from experiments.finetune import member_params, predict_members, run_meta, train_task
 from experiments.loaders import Batches
 from experiments.prepare import Data, candidate_tasks, find_task, prepare_data, prepare_task
 from experiments.pretrain import active_objectives, pretrain
 from experiments.pretrain_eval import evaluate_pretraining
-from experiments.targets import LINKED, Target, apply_linked, make_target
+from experiments.targets import make_target
 from experiments.task_eval import count_rows, evaluate_task
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pandas", "pyarrow", "scikit-learn")
@@ -132,35 +132,27 @@ def run_task(
         print(f"{name}: evaluating the model and its baselines", flush=True)
         scores = predict_members(model, target, members, loaders, parts["val"].labels)
         row = evaluate_task(name, parts, target, scores, data, config, workdir)
+        row["modalities"] = ablate(name, parts, target, scores, data, config, workdir, command=command)
         test = ensemble_scores(scores["test"])
         row["explanations"] = explain_task(name, parts["test"], test, model, members[0], data, config, workdir)
         write_json(evaluated, row | {"flow": flow})
     return json.loads(evaluated.read_text(encoding="utf-8"))
 
 
-def predict_members(
-    model: Any, target: Target, members: list[Any], loaders: dict[str, Batches], val: Labels
-) -> dict[str, np.ndarray]:
-    """Scores [M, n, S] of the members on val and test."""
-    apply_fn = apply_linked(model, target)
-
-    def scores_of(params: Any, split: str) -> np.ndarray:
-        return predict(apply_fn, params, loaders[split].eval_batches(), kind=LINKED)
-
-    found = [target.finish({split: scores_of(params, split) for split in ("val", "test")}, val) for params in members]
-    return {split: np.stack([scores[split] for scores in found]) for split in ("val", "test")}
-
-
 def _add_training(
-    total: dict | None, trained: FitResult, sequences: VisitSequences, batches: Batches
+    total: dict | None, trained: FitResult, sequences: VisitSequences | StayWindows, batches: Batches
 ) -> dict[str, Any]:
-    """The `train` part of results.json: steps, seconds and compilations add up over the tasks, rates are the last's."""
+    """The `train` part of results.json: steps, seconds and compilations add up over the tasks, rates are the last's.
+
+    Tokens are codes, of stays time points.
+    """
     total = total or {"steps": 0, "seconds": 0.0, "num_compilations": 0}
-    tokens = trained.examples_per_second * len(sequences.codes) / len(sequences.subject_ids)
+    num_tokens = sequences.time_mask.sum() if isinstance(sequences, StayWindows) else len(sequences.codes)
+    tokens = trained.examples_per_second * num_tokens / len(sequences.subject_ids)
     return {
         "steps": total["steps"] + trained.steps,
         "seconds": round(total["seconds"] + trained.seconds, 3),
-        "tokens_per_second": round(tokens, 1),
+        "tokens_per_second": round(float(tokens), 1),
         "examples_per_second": round(trained.examples_per_second, 1),
         "padding_fraction": round(batches.padding_fraction, 4),
         "num_compilations": total["num_compilations"] + trained.num_compilations,

@@ -14,13 +14,14 @@ from ehrjax.evaluate.baselines import Baseline, fit_baselines
 from ehrjax.evaluate.comparison import best_baseline, difference_to
 from ehrjax.evaluate.predict import write_predictions
 from ehrjax.evaluate.seeds import ensemble_scores, seed_figures
+from ehrjax.evaluate.stay_bags import stay_features
 from ehrjax.evaluate.subgroups import patient_groups, subgroup_table
 from ehrjax.evaluate.survival_plots import curves_by_risk, survival_plots
 from ehrjax.evaluate.trust_plots import decision, reliability_with_histogram
 from ehrjax.metrics.decision import decision_curve
 from ehrjax.metrics.recalibration import recalibrate
-from ehrjax.metrics.summary import best_threshold, evaluate, metrics_for
-from experiments import oracle
+from ehrjax.metrics.summary import best_event1_threshold, best_threshold, evaluate, metrics_for
+from experiments import build, oracle
 from experiments.prepare import Data, SplitData, even_share
 from experiments.targets import Target
 
@@ -46,7 +47,7 @@ def evaluate_task(
     val, test = parts["val"].labels, parts["test"].labels
     kind, folder = test.kind, workdir / "plots"
     scores = {split: ensemble_scores(of_members) for split, of_members in members.items()}
-    measure = partial(_measure, target, val, test, config)
+    measured = partial(measure, target, val, test, config)
     threshold = best_threshold(kind, val.values, scores["val"], val.mask)
     write_predictions(
         workdir / "predictions" / f"{name}.parquet",
@@ -64,19 +65,29 @@ def evaluate_task(
     row = {"kind": kind, **{f"num_{split}": count for split, count in count_rows(parts).items()}}
     row["num_test_patients"] = len(np.unique(test.subject_ids))
     row["prevalence"] = float(test.values[test.mask].mean()) if kind in ("binary", "multilabel") else None
-    row |= {"threshold": threshold, "test": measure(scores)}
+    row |= {"threshold": threshold, "test": measured(scores)}
     row["baselines"] = {
-        baseline: measure(found.scores) if baseline in usable else {"skipped": found.reason}
+        baseline: measured(found.scores) if baseline in usable else {"skipped": found.reason}
         for baseline, found in fitted.items()
     }
     row["difference"] = _difference(target, val, test, scores, usable, config)
-    row["oracle"] = oracle.evaluate_oracle(name, data.simulated, test) if data.simulated else None
+    row["oracle"] = evaluate_oracle(name, test, data, config)
     if len(members["test"]) > 1:
-        options = {"threshold": threshold, "horizons": target.horizons}
+        options = _thresholds(target, val, scores) | {"horizons": target.horizons}
         row["seeds"] = seed_figures(kind, test.values, members["test"], test.mask, test.subject_ids, **options)
     row |= _trust(name, target, val, test, scores, usable, data, config, folder)
     _draw(folder, name, target, test, scores, usable, threshold, row)
     return row
+
+
+def evaluate_oracle(name: str, test: Labels, data: Data, config: ConfigDict) -> dict[str, Any] | None:
+    """The best figures that these test rows allow to who reads what the model reads; None where nobody knows them."""
+    if data.simulated is None:
+        return None
+    forms = (
+        oracle.stay_forms(config.model.get("modalities", ("vitals",))) if build.reads_stays(config) else oracle.FORMS
+    )
+    return oracle.evaluate_oracle(name, data.simulated, test, forms=forms)
 
 
 def score_names(target: Target, labels: Labels) -> tuple[str, ...]:
@@ -91,8 +102,8 @@ def count_rows(parts: dict[str, SplitData]) -> dict[str, int]:
     return {split: int(part.sequences.label_mask.any(axis=1).sum()) for split, part in parts.items()}
 
 
-def _measure(target: Target, val: Labels, test: Labels, config: ConfigDict, scores: Scores) -> dict[str, Any]:
-    threshold = best_threshold(target.kind, val.values, scores["val"], val.mask)
+def measure(target: Target, val: Labels, test: Labels, config: ConfigDict, scores: Scores) -> dict[str, Any]:
+    """Test figures of scores by split with intervals; thresholds are chosen on val."""
     return evaluate(
         target.kind,
         test.values,
@@ -101,9 +112,14 @@ def _measure(target: Target, val: Labels, test: Labels, config: ConfigDict, scor
         test.subject_ids,
         num_resamples=config.eval.num_resamples,
         seed=config.train.seed,
-        threshold=threshold,
         horizons=target.horizons,
+        **_thresholds(target, val, scores),
     )
+
+
+def _thresholds(target: Target, val: Labels, scores: Scores) -> dict[str, float]:
+    chosen = {"threshold": best_threshold, "event1_threshold": best_event1_threshold}
+    return {name: choose(target.kind, val.values, scores["val"], val.mask) for name, choose in chosen.items()}
 
 
 def _fit_baselines(parts: dict[str, SplitData], target: Target, data: Data, config: ConfigDict) -> dict[str, Baseline]:
@@ -114,7 +130,10 @@ def _fit_baselines(parts: dict[str, SplitData], target: Target, data: Data, conf
         if split == "train":
             rows = even_share(np.flatnonzero(sequences.label_mask.any(axis=1)), MAX_BASELINE_ROWS)
         labels[split], masks[split] = sequences.labels[rows], sequences.label_mask[rows]
-        features[split] = bag_of_codes(sequences, len(data.vocab), level=level, rows=rows, windows=WINDOW_DAYS)
+        if build.reads_stays(config):
+            features[split] = stay_features(sequences, rows)
+        else:
+            features[split] = bag_of_codes(sequences, len(data.vocab), level=level, rows=rows, windows=WINDOW_DAYS)
     has_classes = target.kind in ("multiclass", "survival")
     fitted = fit_baselines(
         target.kind,

@@ -23,7 +23,7 @@ CHOSEN_BY = {
     "survival": (("c_index", True),),
 }
 # Metrics at a threshold differ by how each system's threshold was chosen, and a slope is best at 1, not high or low.
-AT_A_THRESHOLD = ("accuracy", "f1", "precision", "recall", "specificity", "macro_f1", "micro_f1")
+AT_A_THRESHOLD = ("accuracy", "f1", "event1", "precision", "recall", "specificity", "macro_f1", "micro_f1")
 BEST_AT_ONE_VALUE = ("calibration_slope", "calibration_intercept", "observed_to_expected")
 
 

@@ -23,7 +23,7 @@ from ehrjax.evaluate.report_blocks import (
 from ehrjax.evaluate.report_charts import NUM_STYLES, Bar, Series, interval_chart, line_chart
 from ehrjax.evaluate.report_explanations import explanation_blocks
 from ehrjax.evaluate.saved_predictions import Predictions, read_predictions
-from ehrjax.evaluate.tables import cell, heading, notes, number, systems_of, task_rows
+from ehrjax.evaluate.tables import cell, heading, modality_rows, notes, number, systems_of, task_rows
 from ehrjax.metrics.calibration import reliability_curve
 
 SHOWN_METRICS = (*FOREST_METRICS, "c_index", "concordance", "c_index_ipcw", "integrated_brier")
@@ -40,6 +40,7 @@ def task_section(name: str, task: Mapping[str, Any], predictions: Path, pngs: Se
     blocks = [Paragraph(heading(name, task)), Table(header, rows), *([Bullets(said)] if said else [])]
     parts = {
         "": interval_charts(task, SHOWN_METRICS),
+        "Modalities": list(_modalities(task)),
         "Seeds": list(_seeds(task.get("seeds") or {}, task["test"])),
         "Calibration": [*_reliability(predictions), *_recalibration(task.get("recalibration") or {})],
         "Decision curve": _decision(task.get("decision_curve")),
@@ -72,6 +73,19 @@ def interval_charts(task: Mapping[str, Any], metrics: Sequence[str]) -> list[Cha
         ]
         charts += [chart._replace(text="") for chart in interval_chart(words(metric), bars)]
     return [Charts(charts)] if charts else []
+
+
+def _modalities(task: Mapping[str, Any]) -> Iterator[Any]:
+    """What each modality adds: a table of the forms, and their intervals side by side."""
+    if not (rows := modality_rows(task)):
+        return
+    yield Table(rows[0], rows[1:], "The same rows read by vital signs alone, notes alone and both")
+    metric, bars = rows[0][1], []
+    for place, (form, row) in enumerate(task["modalities"].items()):
+        value, low, high = (number(row["test"].get(metric), key) for key in ("value", "low", "high"))
+        if value is not None:
+            bars.append(Bar(form, value, cell(row["test"][metric]), low, high, place % NUM_STYLES))
+    yield Charts([chart._replace(text="") for chart in interval_chart(f"{words(metric)} by what is read", bars)])
 
 
 def _seeds(seeds: Mapping[str, Any], test: Mapping[str, Any]) -> Iterator[Any]:

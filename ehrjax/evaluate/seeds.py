@@ -29,11 +29,12 @@ def seed_figures(
     subject_ids: Int[Array, "n"],
     *,
     threshold: float = 0.5,
+    event1_threshold: float | None = None,
     horizons: Horizons | None = None,
 ) -> dict[str, Any]:
     """`{"num_seeds", "members": {METRIC: {"mean", "std", "min", "max"}}, "risk_spread": {...}}`, None where undefined.
 
-    Rows without a known label do not count (multi-label: entries). `threshold` is the ensemble's and decides for every
+    Rows without a known label do not count (multi-label: entries). Thresholds are the ensemble's and decide for every
     member; `horizons` as for `evaluate`. The ensemble's own figures are those of `evaluate` on `ensemble_scores`.
     Raises ValueError for fewer than two members.
     """
@@ -43,7 +44,8 @@ def seed_figures(
     shown = [known_rows(kind, labels, scores, mask, subject_ids)[:2] for scores in members]
     known, scores = shown[0][0], np.stack([each for _, each in shown])
     num_outputs = scores.shape[2] if scores.ndim == 3 else None
-    metrics = metrics_for(kind, threshold=threshold, num_outputs=num_outputs, horizons=horizons)
+    options = {"threshold": threshold, "event1_threshold": event1_threshold, "horizons": horizons}
+    metrics = metrics_for(kind, num_outputs=num_outputs, **options)
     risks, decisions = _risks_and_decisions(kind, known, scores, threshold)
     return {
         "num_seeds": len(members),

@@ -69,7 +69,8 @@ def task_text(name: str, task: Mapping[str, Any]) -> str:
     if not task.get("kind"):
         return f"{name}: not trained. {task.get('skipped', '')}".rstrip()
     lines = [heading(name, task), "", *aligned(task_rows(task)), *(f"- {note}" for note in notes(task))]
-    return "\n".join(lines)
+    rows = modality_rows(task)
+    return "\n".join([*lines, *(["", *aligned(rows)] if rows else [])])
 
 
 def task_rows(task: Mapping[str, Any]) -> list[list[str]]:
@@ -82,6 +83,23 @@ def task_rows(task: Mapping[str, Any]) -> list[list[str]]:
     for metric in task["test"]:
         differences = [cell(difference.get(metric), signed=True)] if against else []
         rows.append([metric, *(cell(row.get(metric)) for row in systems.values()), *differences])
+    return rows
+
+
+def modality_rows(task: Mapping[str, Any]) -> list[list[str]]:
+    """Heading and a row for each modality alone and for both: figures, those of its oracle, both less it; or []."""
+    forms = task.get("modalities") or {}
+    shown = [
+        metric for metric in (*RANKED_BY, "auprc", "brier") if any(metric in row["test"] for row in forms.values())
+    ]
+    if not shown:
+        return []
+    first = shown[0]
+    rows = [["reads", *shown, f"oracle {first}", f"both less it, {first}"]]
+    for form, row in forms.items():
+        figures = [cell(row["test"].get(metric)) for metric in shown]
+        oracle = cell({"value": number((row.get("oracle") or {}).get(first))})
+        rows.append([form, *figures, oracle, cell((row.get("both_minus") or {}).get(first), signed=True)])
     return rows
 
 

@@ -4,6 +4,8 @@ Every metric is `metric(labels, scores, weights=None) -> float`: labels 0/1 [n],
 `weighted`). Undefined values are NaN. Several outputs: `multioutput`.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from ehrjax.metrics.areas import places, precision_area, roc_area
@@ -91,18 +93,45 @@ def f1(labels: Array, scores: Array, threshold: float = 0.5) -> Prepared:
     return f1_of_decisions(labels, (scores >= threshold).astype(np.float64))
 
 
+@weighted
+def event1(labels: Array, scores: Array, threshold: float = 0.5) -> Prepared:
+    """Event-1 score of PhysioNet 2012 (Silva et al., 2012, CinC 39:245): the lesser of sensitivity and precision.
+
+    0 where nothing is predicted positive, NaN without a positive.
+    """
+    labels, scores = check_binary(labels, scores)
+    predicted = (scores >= threshold).astype(np.float64)
+    hit = labels * predicted
+
+    def value(weights):
+        positives = labels @ weights  # both have the same numerator, so the lesser has the greater denominator
+        return np.where(positives > 0, divide(hit @ weights, np.maximum(positives, predicted @ weights)), np.nan)
+
+    return value
+
+
+def best_event1_threshold(labels: Array, scores: Array) -> float:
+    """The threshold of highest event-1 score, to be chosen on validation rows; 0.5 where these hold no positive."""
+    return _best_threshold(labels, scores, lambda hits, predicted, positives: hits / np.maximum(predicted, positives))
+
+
 def best_f1_threshold(labels: Array, scores: Array) -> float:
     """The threshold of highest F1, to be chosen on validation rows; 0.5 where these hold no positive.
 
     Lies half-way between two neighbouring scores, so that a score seen again at test time is not on the edge.
     """
+    return _best_threshold(labels, scores, lambda hits, predicted, positives: 2 * hits / (predicted + positives))
+
+
+def _best_threshold(labels: Array, scores: Array, value: Callable[..., np.ndarray]) -> float:
+    """The highest threshold of the highest `value(true positives, predicted positives, positives)`."""
     labels, scores = check_binary(np.ravel(labels), np.ravel(scores))
     if not labels.any():
         return 0.5
     distinct, group = np.unique(-scores, return_inverse=True)
     true_positives = np.cumsum(np.bincount(group, labels))
     predicted = np.cumsum(np.bincount(group))
-    best = int(np.argmax(2 * true_positives / (predicted + labels.sum())))
+    best = int(np.argmax(value(true_positives, predicted, labels.sum())))
     return float(-distinct[best : best + 2].mean())
 
 

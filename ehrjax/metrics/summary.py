@@ -28,17 +28,23 @@ class Horizons(NamedTuple):
 
 
 def metrics_for(
-    kind: str, *, threshold: float = 0.5, num_outputs: int | None = None, horizons: Horizons | None = None
+    kind: str,
+    *,
+    threshold: float = 0.5,
+    event1_threshold: float | None = None,
+    num_outputs: int | None = None,
+    horizons: Horizons | None = None,
 ) -> dict[str, Callable[..., Any]]:
     """Metric functions of a kind of task by their name in results.json.
 
-    `threshold` decides F1 and its kin; top-k metrics with k >= num_outputs, which say nothing, are left out. Survival
-    needs `horizons`; the metrics of its first cause have plain names, those of others end in the cause's.
+    `threshold` decides F1 and its kin, and the event-1 score where that has none of its own; top-k metrics with
+    k >= num_outputs, which say nothing, are left out. Survival needs `horizons`; the metrics of its first cause have
+    plain names, those of others end in the cause's.
     """
     if kind == "survival":
         return _survival_metrics(horizons)
     if kind == "binary":
-        return _binary_metrics(threshold)
+        return _binary_metrics(threshold, threshold if event1_threshold is None else event1_threshold)
     if kind == "multiclass":
         return _multiclass_metrics(num_outputs)
     if kind == "multilabel":
@@ -52,11 +58,22 @@ def best_threshold(
     kind: str, labels: Shaped[Array, "n K"], scores: Float[Array, "n K"], mask: Bool[Array, "n K"] | None = None
 ) -> float:
     """The decision threshold of highest (micro) F1 on validation rows; 0.5 for kinds that have none."""
-    if kind not in ("binary", "multilabel"):
+    return _threshold(classification.best_f1_threshold, ("binary", "multilabel"), kind, labels, scores, mask)
+
+
+def best_event1_threshold(
+    kind: str, labels: Shaped[Array, "n K"], scores: Float[Array, "n K"], mask: Bool[Array, "n K"] | None = None
+) -> float:
+    """The same of the highest event-1 score, which only binary tasks have."""
+    return _threshold(classification.best_event1_threshold, ("binary",), kind, labels, scores, mask)
+
+
+def _threshold(choose: Callable[..., float], kinds: tuple[str, ...], kind: str, labels, scores, mask) -> float:
+    if kind not in kinds:
         return 0.5
     labels, scores = np.ravel(labels), np.ravel(scores)
     known = np.ones(len(labels), bool) if mask is None else np.ravel(np.asarray(mask, bool))
-    return classification.best_f1_threshold(labels[known], scores[known])
+    return choose(labels[known], scores[known])
 
 
 def evaluate(
@@ -69,6 +86,7 @@ def evaluate(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
     threshold: float = 0.5,
+    event1_threshold: float | None = None,
     horizons: Horizons | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Every metric of the kind as {"value", "low", "high"}, 95 % interval from a patient-level bootstrap.
@@ -79,7 +97,8 @@ def evaluate(
     """
     labels, scores, subject_ids = known_rows(kind, labels, scores, mask, subject_ids)
     num_outputs = scores.shape[1] if scores.ndim == 2 else None
-    metrics = metrics_for(kind, threshold=threshold, num_outputs=num_outputs, horizons=horizons)
+    options = {"threshold": threshold, "event1_threshold": event1_threshold, "horizons": horizons}
+    metrics = metrics_for(kind, num_outputs=num_outputs, **options)
     intervals = bootstrap(metrics, labels, scores, subject_ids, num_resamples=num_resamples, seed=seed)
     table = {}
     for name, interval in intervals.items():
@@ -114,7 +133,7 @@ def known_rows(
     return labels[rows], scores[rows], subject_ids[rows]
 
 
-def _binary_metrics(threshold: float) -> dict[str, Callable[..., Any]]:
+def _binary_metrics(threshold: float, event1_threshold: float) -> dict[str, Callable[..., Any]]:
     at_threshold = ("accuracy", "f1", "precision", "recall", "specificity")
     return {
         "auroc": classification.auroc,
@@ -122,6 +141,7 @@ def _binary_metrics(threshold: float) -> dict[str, Callable[..., Any]]:
         "brier": classification.brier,
         "log_loss": classification.log_loss,
         **{name: bind(getattr(classification, name), threshold=threshold) for name in at_threshold},
+        "event1": bind(classification.event1, threshold=event1_threshold),
         "calibration_slope": calibration.calibration_slope,
         "calibration_intercept": calibration.calibration_intercept,
         "ece": calibration.ece,

@@ -39,6 +39,8 @@ class FusionLstm(nn.Module):
     Dropout acts between LSTM layers, on its last state and on the notes' first layer.
     """
 
+    reads_stays = True  # a StayBatch, where other models read visits or tokens
+
     hidden_dim: int = 128
     num_layers: int = 2
     num_outputs: int = 1

@@ -126,3 +126,25 @@ def test_best_f1_threshold_without_a_positive_or_rows():
     assert ours.best_f1_threshold([0, 0], [0.1, 0.2]) == 0.5
     assert ours.best_f1_threshold([], []) == 0.5
     assert ours.best_f1_threshold([1], [0.2]) == 0.2
+
+
+def test_event1_is_the_lesser_of_sensitivity_and_precision():
+    labels, scores = np.array([1, 1, 1, 0, 0]), np.array([0.9, 0.6, 0.2, 0.7, 0.1])
+    for threshold in (0.05, 0.5, 0.65, 0.8):
+        both = ours.recall(labels, scores, threshold=threshold), ours.precision(labels, scores, threshold=threshold)
+        assert ours.event1(labels, scores, threshold=threshold) == pytest.approx(min(both))
+
+
+def test_event1_of_odd_rows():
+    assert np.isnan(ours.event1([0, 0], [0.1, 0.9])) and np.isnan(ours.event1([], []))
+    assert ours.event1([0, 1], [0.1, 0.2]) == 0.0, "nothing is predicted positive"
+
+
+def test_the_event1_threshold_finds_as_many_as_there_are():
+    rng = np.random.default_rng(0)
+    scores = rng.random(400)
+    labels = (rng.random(400) < scores).astype(int)
+    best = ours.best_event1_threshold(labels, scores)
+    every = [ours.event1(labels, scores, threshold=threshold) for threshold in scores]
+    assert ours.event1(labels, scores, threshold=best) == pytest.approx(max(every))
+    assert ours.best_event1_threshold([0, 0], [0.1, 0.2]) == 0.5

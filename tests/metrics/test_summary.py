@@ -103,3 +103,14 @@ def test_survival_judges_each_cause_by_its_own_columns():
     labels[:, 1] = 0
     table = evaluate("survival", labels, scores, None, np.arange(200), num_resamples=5, horizons=horizons)
     assert table["c_index"]["value"] is None and "200 rows with 0 events" in table["c_index"]["reason"]
+
+
+def test_event1_has_a_threshold_of_its_own():
+    labels, scores = [0, 1, 0, 1], [0.1, 0.2, 0.3, 0.9]
+    table = evaluate(
+        "binary", labels, scores, None, [1, 2, 3, 4], num_resamples=5, threshold=0.5, event1_threshold=0.15
+    )
+    assert table["event1"]["value"] == pytest.approx(2 / 3)
+    assert table["precision"]["value"] == 1.0
+    table = evaluate("binary", labels, scores, None, [1, 2, 3, 4], num_resamples=5, threshold=0.5)
+    assert table["event1"]["value"] == 0.5

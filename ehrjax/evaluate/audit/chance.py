@@ -4,12 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 from scipy.stats import t as student_t
 from sklearn.linear_model import LogisticRegression
 
+from ehrjax.data.stay_batching import StayWindows
 from ehrjax.evaluate.audit.index_time import TaskModel, blank_labels
 from ehrjax.evaluate.audit.workdir import Finding, Rows, Run, TaskRecord
-from ehrjax.evaluate.bags import bag_of_codes
+from ehrjax.evaluate.bags import DENSE_NAMES, bag_of_codes
+from ehrjax.evaluate.stay_bags import stay_features
 from ehrjax.metrics.classification import auroc
 from ehrjax.metrics.survival import concordance
 from ehrjax.types import FIRST_CODE
@@ -96,10 +99,11 @@ def _interval(values: list[float]) -> tuple[float, float]:
 
 
 def _inputs(model: TaskModel, store, rows: Rows, run: Run):
-    bag = bag_of_codes(model.make_sequences(store, blank_labels(rows)), len(run.vocab))
-    counts = bag.counts[:, FIRST_CODE:].tocsr()
-    counts.data = np.log1p(counts.data)
-    return counts
+    inputs = model.make_sequences(store, blank_labels(rows))
+    if isinstance(inputs, StayWindows):
+        bag = stay_features(inputs)
+        return sp.hstack([bag.counts.log1p(), bag.dense[:, len(DENSE_NAMES) :]]).tocsr()  # which are scaled
+    return bag_of_codes(inputs, len(run.vocab)).counts[:, FIRST_CODE:].tocsr().log1p()
 
 
 def _chance(train, test, shuffled: np.ndarray, rows: Rows, kind: str) -> float:

@@ -1,7 +1,7 @@
 """All checks of a run, in words and in `audit.json`.
 
     1. splits            no patient, and no record, in two splits
-    2. vocabulary        codes and value bins fitted on train alone
+    2. vocabulary        codes and value bins fitted on train alone; "scaler" of models of stays likewise
     3. index_time        inputs and outputs bit-identical when everything after the index time is removed or replaced
     4. labels            outcomes within their window, nothing that the task excludes
     5. shuffled_labels   labels dealt to other patients give chance
@@ -21,11 +21,12 @@ from typing import Any
 from ehrjax.evaluate.audit.chance import check_shuffled, check_visit_count
 from ehrjax.evaluate.audit.cutoff import check_cutoff
 from ehrjax.evaluate.audit.index_time import TaskModel, check_inputs, check_visit_inputs, check_visit_outputs
-from ehrjax.evaluate.audit.model import rebuild
+from ehrjax.evaluate.audit.model import reads_stays, rebuild
 from ehrjax.evaluate.audit.outcomes import check_labels
 from ehrjax.evaluate.audit.patients import check_equal_records, check_label_rows, check_split_overlap
 from ehrjax.evaluate.audit.predictions import check_predictions
 from ehrjax.evaluate.audit.recording import check_recording_times
+from ehrjax.evaluate.audit.scaler import check_scaler
 from ehrjax.evaluate.audit.vocabulary import check_vocabulary
 from ehrjax.evaluate.audit.workdir import Finding, Run, TaskRecord, read_run
 from ehrjax.evaluate.files import replaced
@@ -77,6 +78,8 @@ def _check_task(run: Run, record: TaskRecord, model: TaskModel | None, results: 
     if model is None:
         yield "index_time", lambda: Finding(None, "it is not known how this task makes its inputs")
         return
+    if reads_stays(run):
+        yield "scaler", lambda: check_scaler(run, record)
     store = run.stores[-1]
     pair = _once(lambda: check_inputs(record.tested, store, model, seed=seed))
     yield "index_time/inputs", lambda: pair()[0]

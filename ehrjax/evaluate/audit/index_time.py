@@ -1,19 +1,21 @@
 """Whether anything after the index time enters: the future is removed, and replaced, and nothing may change."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import NamedTuple
 
 import numpy as np
 
 from ehrjax.data.labels import Labels
 from ehrjax.data.perturb import CHANGES, change_after, count_later_events
+from ehrjax.data.stay_batching import StayWindows
 from ehrjax.evaluate.audit.workdir import Finding, Rows
 from ehrjax.types import FIRST_CODE, VisitSequences
 
 NUM_PATIENTS = 200  # sampled, one row each
 
-MakeSequences = Callable[..., VisitSequences]  # (store, labels) -> sequences
-Predict = Callable[[VisitSequences], np.ndarray]
+MakeSequences = Callable[..., VisitSequences | StayWindows]  # (store, labels) -> sequences
+Predict = Callable[[VisitSequences | StayWindows], np.ndarray]
 
 
 class TaskModel(NamedTuple):
@@ -22,7 +24,8 @@ class TaskModel(NamedTuple):
     `make_sequences(store, labels)`: an example a label row. `make_visit_sequences(store, labels)`: an example a
     patient, labels at visits, where the task trains so. `predict(sequences)`: scores [E, K]; `predict_visits`: scores
     [num_visits, K] of visit-level sequences. None where there is no such thing; `reason` says why there is no
-    `predict`.
+    `predict`. Inputs that come from elsewhere than the store (notes) are changed after the patients' times by
+    `change_rest(subject_ids, times, change, seed)`, which gives another `make_sequences`.
     """
 
     make_sequences: MakeSequences
@@ -30,6 +33,7 @@ class TaskModel(NamedTuple):
     make_visit_sequences: MakeSequences | None = None
     predict_visits: Predict | None = None
     reason: str = "no model was given"
+    change_rest: Callable[..., MakeSequences] | None = None
 
 
 def check_inputs(rows: Rows, store, model: TaskModel, *, seed: int = 0) -> tuple[Finding, Finding]:
@@ -42,8 +46,11 @@ def check_inputs(rows: Rows, store, model: TaskModel, *, seed: int = 0) -> tuple
     input_faults, output_faults = [], []
     for change in CHANGES:
         changed_store = change_after(store, sample.subject_ids, sample.times, change=change, seed=seed)
+        make = model.make_sequences
+        if model.change_rest is not None:
+            make = model.change_rest(sample.subject_ids, sample.times, change, seed)
         try:
-            changed = model.make_sequences(changed_store, labels)
+            changed = make(changed_store, labels)
         except ValueError as error:  # a row without a visit, once its future is removed
             input_faults.append(f"{change}: {error}")
             continue
@@ -145,7 +152,10 @@ def _labelled_visits(visits: VisitSequences, rng) -> tuple[np.ndarray, np.ndarra
     return columns[:, 0], columns[:, 1], columns[:, 2]
 
 
-def _same_example(a: VisitSequences, b: VisitSequences, example: int) -> bool:
+def _same_example(a: VisitSequences | StayWindows, b: VisitSequences | StayWindows, example: int) -> bool:
+    if isinstance(a, StayWindows):
+        rows = (asdict(stays.take(np.array([example]))).values() for stays in (a, b))
+        return all(x.tobytes() == y.tobytes() for x, y in zip(*rows, strict=True))
     length = np.diff(a.example_offsets)[example]
     return length == np.diff(b.example_offsets)[example] and _same_visits(a, example, b, example, int(length))
 

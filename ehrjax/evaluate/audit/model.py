@@ -2,15 +2,21 @@
 
 import dataclasses
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from ehrjax.data.batching import VisitBatches
+from ehrjax.data.notes import open_notes
+from ehrjax.data.perturb_notes import change_notes_after
 from ehrjax.data.sequences import build_visit_level_sequences, build_visit_sequences
+from ehrjax.data.stay_batching import StayBatches, StayWindows
+from ehrjax.data.stay_windows import NoteVectors, WindowSettings, collect, make_windows, window_settings
 from ehrjax.data.timeline import rank_in_group
 from ehrjax.data.token_batching import TokenBatches, count_tokens
+from ehrjax.data.vitals import Scaler
 from ehrjax.data.windows import truncate
 from ehrjax.evaluate.audit.index_time import TaskModel
 from ehrjax.evaluate.audit.workdir import Run, TaskRecord
@@ -26,6 +32,8 @@ def rebuild(run: Run, record: TaskRecord, params: Any = None) -> TaskModel:
     `params` are those of one model; without them the best ones of the checkpoint, where it holds whole parameters of
     one seed (else there are no outputs, and a reason).
     """
+    if reads_stays(run):
+        return _rebuild_stays(run, record, params)
     limits = {"max_visits": run.config["data.max_visits"], "max_codes": run.config["data.max_codes"]}
 
     def patient_level(store, labels) -> VisitSequences:
@@ -48,6 +56,54 @@ def rebuild(run: Run, record: TaskRecord, params: Any = None) -> TaskModel:
     )
 
 
+def reads_stays(run: Run) -> bool:
+    """Whether the run's model takes windows of hospital stays."""
+    return getattr(MODELS[run.config["model.name"]], "reads_stays", False)
+
+
+def settings_of(run: Run) -> WindowSettings:
+    """The windows' settings, as the config names them."""
+    hours = {name: run.config[f"stays.{name}"] for name in ("window_hours", "bin_hours")}
+    return window_settings(run.config["stays.variables"], mapping=run.config["stays.mapping"] or None, **hours)
+
+
+def scaler_path(run: Run, name: str) -> Path:
+    """Where the scaler of a task lies."""
+    return run.workdir / "stays" / name / "scaler.json"
+
+
+def _rebuild_stays(run: Run, record: TaskRecord, params: Any) -> TaskModel:
+    settings, scaler, notes = settings_of(run), Scaler.load(scaler_path(run, record.name)), _notes_of(run)
+
+    def windows(store, labels, *, notes=notes) -> StayWindows:
+        return make_windows(collect(store, labels, settings), settings, scaler, notes)
+
+    def windows_after(subject_ids, times, change: str, seed: int):
+        changed = change_notes_after(notes.notes, subject_ids, times, change=change, seed=seed)
+        return partial(windows, notes=notes._replace(notes=changed))
+
+    model = TaskModel(windows, change_rest=windows_after if notes else None)
+    if params is None:
+        reason = _why_not(run)
+        if reason:
+            return model._replace(reason=reason)
+        params = restore_best_params(run.workdir / "checkpoints" / record.name)
+    return model._replace(predict=partial(_predict_stays, run.config, params))
+
+
+def _notes_of(run: Run) -> NoteVectors | None:
+    if "notes" not in run.config.get("model.modalities", ()):
+        return None
+    folder = run.workdir / "data"
+    return NoteVectors(open_notes(folder / "notes"), np.load(folder / "note_vectors.npy", mmap_mode="r"))
+
+
+def _predict_stays(config: dict[str, Any], params: Any, stays: StayWindows) -> np.ndarray:
+    apply_fn = partial(_logits, _model(config, params, 0, "patient"))
+    batches = StayBatches(stays, batch_size=config["train.batch_size"])
+    return predict(apply_fn, params, batches.eval_batches(), kind="regression")
+
+
 def _trains_at_visits(run: Run, record: TaskRecord) -> bool:
     is_causal = not run.config.get("model.bidirectional", False) and run.config.get("model.causal", True)
     is_drawn = record.task is None or record.task.index != "every_visit"
@@ -67,10 +123,10 @@ def _model(config: dict[str, Any], params: Any, vocab_size: int, level: str):
     names = {field.name for field in dataclasses.fields(model)}
     fields = {key.removeprefix("model."): value for key, value in config.items() if key.startswith("model.")}
     fields = {name: value for name, value in fields.items() if name in names and name != "name"}
-    if "max_tokens" in names:
-        fields["max_tokens"] = config["data.max_tokens"]
-    num_outputs = params["head"]["kernel"].shape[-1]
-    return model(vocab_size=vocab_size, num_outputs=num_outputs, level=level, **fields)
+    fields |= {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}  # JSON has no tuples
+    decided = {"vocab_size": vocab_size, "level": level, "max_tokens": config["data.max_tokens"]}
+    fields |= {name: value for name, value in decided.items() if name in names}
+    return model(num_outputs=params["head"]["kernel"].shape[-1], **fields)
 
 
 def _logits(model, params: Any, batch: Any) -> jax.Array:

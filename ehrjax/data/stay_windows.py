@@ -1,0 +1,142 @@
+"""Label rows to windows of hospital stays: what was measured and noted up to each index time, and nothing later.
+
+A window reaches back so many hours from its index time, but not beyond the latest admission by then: an earlier stay
+tells little, and how long this one has lasted tells something.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from ehrjax.data.labels import Labels
+from ehrjax.data.notes import Notes, Stays, mean_vectors, notes_until
+from ehrjax.data.shards import NULL_TIME
+from ehrjax.data.stay_batching import StayWindows
+from ehrjax.data.tasks import ADMISSION_CODES, INPATIENT_CLASSES, match_codes
+from ehrjax.data.timeline import SortedTimes, Timeline, events_of_codes
+from ehrjax.data.variables import ICU_VARIABLES, VITALS, Variable, load_variables, map_codes
+from ehrjax.data.vitals import Measurements, Scaler, Statics, collect_measurements, collect_statics, to_grid
+
+VARIABLE_SETS = {"vitals": VITALS, "icu": ICU_VARIABLES}
+STAY_STARTS = (*INPATIENT_CLASSES, "ENCOUNTER//icu*", *ADMISSION_CODES)
+
+
+class NoteVectors(NamedTuple):
+    """Notes with a vector for each distinct text of theirs."""
+
+    notes: Notes
+    vectors: Float[np.ndarray, "num_texts D"]
+
+
+@dataclass(frozen=True)
+class WindowSettings:
+    """What a window holds. `mapping` is the user's file of `load_variables`, None where there is none."""
+
+    variables: tuple[Variable, ...]
+    window_hours: float
+    bin_hours: float
+    mapping: str | None = None
+
+    @property
+    def num_bins(self) -> int:
+        """Time points of a window."""
+        return max(1, math.ceil(self.window_hours / self.bin_hours - 1e-9))
+
+
+def window_settings(
+    variables: Sequence[str], *, window_hours: float, bin_hours: float, mapping: str | None = None
+) -> WindowSettings:
+    """Settings with variables by name, or by the name of one of `VARIABLE_SETS`.
+
+    Raises ValueError for an unknown variable and for hours that are not positive, FileNotFoundError for the mapping.
+    """
+    for name, hours in (("window_hours", window_hours), ("bin_hours", bin_hours)):
+        if not (hours > 0 and math.isfinite(hours)):
+            raise ValueError(f"{name}={hours} must be above 0 hours and finite.")
+    if isinstance(variables, str):
+        raise ValueError(f"variables={variables!r} must be a tuple of names, such as ('vitals',).")
+    names = [one for name in variables for one in VARIABLE_SETS.get(name, (name,))]
+    return WindowSettings(load_variables(names, mapping), window_hours, bin_hours, mapping)
+
+
+class Collected(NamedTuple):
+    """What a store has for label rows: not yet scaled, so that a scaler can be fitted on it."""
+
+    labels: Labels
+    measurements: Measurements
+    statics: Statics
+    starts: np.ndarray  # int64 [N], seconds: of each row's stay, NULL_TIME where no admission is recorded
+
+
+def collect(store, labels: Labels, settings: WindowSettings) -> Collected:
+    """Measurements and statics of label rows up to each row's index time.
+
+    Raises ValueError naming a subject that is not in the store, or where no code of the store measures any variable.
+    """
+    if not (map_codes(settings.variables, store.codes).variable >= 0).any():
+        raise ValueError(
+            f"none of the store's {len(store.codes)} codes measures {settings.variables[0].name} or another of the "
+            f"{len(settings.variables)} variables: name the codes in a mapping file (stays.mapping)."
+        )
+    starts = stay_starts(store, labels.subject_ids, labels.times)
+    measurements = collect_measurements(
+        store,
+        labels.subject_ids,
+        labels.times,
+        settings.variables,
+        window_hours=settings.window_hours,
+        starts=starts,
+    )
+    statics = collect_statics(store, labels.subject_ids, labels.times, path=settings.mapping)
+    return Collected(labels, measurements, statics, starts)
+
+
+def fit_scaler(train: Collected) -> Scaler:
+    """Means and standard deviations of what train's windows show."""
+    return Scaler.fit(train.measurements, train.statics, np.arange(len(train.labels.times)))
+
+
+def make_windows(
+    found: Collected, settings: WindowSettings, scaler: Scaler, notes: NoteVectors | None = None
+) -> StayWindows:
+    """One window a label row, in the rows' order; a row has the mean vector of its stay's notes up to its index time.
+
+    Without `notes` the note vectors have width 0.
+    """
+    labels = found.labels
+    grid = to_grid(found.measurements, found.statics, scaler, bin_hours=settings.bin_hours, num_bins=settings.num_bins)
+    vectors, has_notes = np.zeros((len(labels.times), 0), np.float32), np.zeros(len(labels.times), bool)
+    if notes is not None:
+        stays = Stays(found.starts, labels.times, np.full(len(labels.times), -1))
+        join = notes_until(notes.notes, labels.subject_ids, labels.times, stays=stays)
+        vectors, has_notes = mean_vectors(join.offsets, notes.notes.text_ids[join.rows], notes.vectors)
+    return StayWindows(
+        subject_ids=labels.subject_ids,
+        times=labels.times,
+        values=grid.values,
+        observed=grid.observed,
+        hours_since=grid.hours_since,
+        time_mask=grid.time_mask,
+        statics=grid.statics,
+        notes=vectors,
+        has_vitals=grid.has_vitals,
+        has_notes=has_notes,
+        labels=labels.values,
+        label_mask=labels.mask,
+    )
+
+
+def stay_starts(store, subject_ids: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Each row's latest admission by its time, of any hospital or intensive care stay (int64 seconds, or NULL_TIME)."""
+    is_start = match_codes(STAY_STARTS, [str(code) for code in store.codes])
+    starts = np.full(len(times), NULL_TIME)
+    for shard in store.shards:
+        rows = np.flatnonzero(np.isin(subject_ids, shard.subject_ids))
+        patients = np.searchsorted(shard.subject_ids, subject_ids[rows])
+        admissions = SortedTimes(*events_of_codes(shard, is_start, Timeline.of(shard).visit_rows))
+        starts[rows] = admissions.last_until(patients, times[rows])
+    return starts

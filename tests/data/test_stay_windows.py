@@ -1,0 +1,123 @@
+"""Windows of stays: nothing later than the index time, nothing of an earlier stay, and what is asked for wrongly."""
+
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from ehrjax.data.labels import Labels
+from ehrjax.data.notes import make_notes
+from ehrjax.data.perturb import CHANGES, change_after
+from ehrjax.data.shards import NULL_TIME
+from ehrjax.data.stay_windows import NoteVectors, collect, fit_scaler, make_windows, stay_starts, window_settings
+from ehrjax.data.variables import ICU_VARIABLES, VITALS
+from tests.data.helpers import make_store, microseconds, seconds
+
+HR, TEMP, IN = "VITAL//LOINC//8867-4", "VITAL//LOINC//8310-5", "ENCOUNTER//inpatient"
+EVENTS = [
+    (1, "1950-01-01", "MEDS_BIRTH", None, None),
+    (1, "2020-01-01 00:00", IN, None, 10),
+    (1, "2020-01-01 01:00", HR, 80.0, 10),
+    (1, "2020-01-01 03:00", "ENCOUNTER_END//inpatient", None, 10),
+    (1, "2020-01-01 05:00", IN, None, 11),
+    (1, "2020-01-01 06:30", HR, 100.0, 11),
+    (1, "2020-01-01 09:30", HR, 300.0, 11),
+    (2, "2020-01-02 00:00", IN, None, 20),
+    (2, "2020-01-02 12:00", TEMP, 37.0, 20),
+    (3, "2020-01-03 00:00", "ENCOUNTER//ambulatory", None, 30),
+    (3, "2020-01-03 02:00", HR, 60.0, 30),
+]
+ROWS = [(1, "2020-01-01 08:00"), (2, "2020-01-02 06:00"), (3, "2020-01-03 04:00")]
+SETTINGS = window_settings(("heart_rate", "temperature"), window_hours=6.0, bin_hours=1.0)
+
+
+def make_rows(rows):
+    ids, times = np.array([r[0] for r in rows], np.int64), np.array([seconds(r[1]) for r in rows], np.int64)
+    values = np.arange(len(rows), dtype=np.float32)[:, None]
+    return Labels("y", "binary", ("y",), ids, times, values, np.ones(values.shape, bool), times, {})
+
+
+def windows_of(store, rows=ROWS, notes=None):
+    found = collect(store, make_rows(rows), SETTINGS)
+    return make_windows(found, SETTINGS, fit_scaler(found), notes)
+
+
+def test_sets_of_variables_and_single_ones():
+    assert [v.name for v in window_settings(("vitals",), window_hours=1, bin_hours=1).variables] == list(VITALS)
+    both = window_settings(("icu", "height"), window_hours=48, bin_hours=2)
+    assert [v.name for v in both.variables] == [*ICU_VARIABLES, "height"] and both.num_bins == 24
+    assert window_settings(("height",), window_hours=0.5, bin_hours=1).num_bins == 1
+    assert window_settings(("height",), window_hours=5, bin_hours=2).num_bins == 3
+
+
+@pytest.mark.parametrize(
+    ("names", "hours", "bins", "message"),
+    [
+        (("heart_rat",), 1, 1, "did you mean 'heart_rate'"),
+        ("vitals", 1, 1, r"variables='vitals' must be a tuple"),
+        (("vitals", "heart_rate"), 1, 1, "distinct"),
+        (("vitals",), 0, 1, "window_hours=0 must be above 0"),
+        (("vitals",), 1, float("nan"), "bin_hours=nan must be above 0"),
+    ],
+)
+def test_wrong_settings_are_named(names, hours, bins, message):
+    with pytest.raises(ValueError, match=message):
+        window_settings(names, window_hours=hours, bin_hours=bins)
+
+
+def test_a_store_that_measures_nothing_is_refused_with_the_way_out(tmp_path):
+    store = make_store(tmp_path, [(1, "2020-01-01", "DIAGNOSIS//FLU", None, None)])
+    with pytest.raises(ValueError, match=r"none of the store's 1 codes measures heart_rate .* mapping file"):
+        collect(store, make_rows([(1, "2020-01-01")]), SETTINGS)
+
+
+def test_a_stay_starts_with_the_latest_admission_to_a_hospital(tmp_path):
+    starts = stay_starts(make_store(tmp_path, EVENTS), *make_rows([*ROWS, (1, "2020-01-01 02:00")])[3:5])
+    expected = [seconds("2020-01-01 05:00"), seconds("2020-01-02 00:00"), NULL_TIME, seconds("2020-01-01 00:00")]
+    assert starts.tolist() == expected
+
+
+def test_windows_hold_this_stay_up_to_the_index_time(tmp_path):
+    windows = windows_of(make_store(tmp_path, EVENTS))
+    assert windows.time_mask.sum(axis=1).tolist() == [3, 6, 6], "the second stay of patient 1 is three hours old"
+    assert np.argwhere(windows.observed).tolist() == [[0, 1, 0], [2, 4, 0]]
+    assert windows.has_vitals.tolist() == [True, False, True]
+    assert not windows.values[1].any() and windows.notes.shape == (3, 0) and not windows.has_notes.any()
+    assert windows.labels[:, 0].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_nothing_later_than_the_index_time_is_in_a_window(tmp_path, change):
+    store, labels = make_store(tmp_path, EVENTS), make_rows(ROWS)
+    found = collect(store, labels, SETTINGS)
+    scaler = fit_scaler(found)
+    changed = change_after(store, labels.subject_ids, labels.times, change=change)
+    windows, again = (make_windows(collect(s, labels, SETTINGS), SETTINGS, scaler) for s in (store, changed))
+    for name, array in asdict(windows).items():
+        assert array.tobytes() == getattr(again, name).tobytes(), name
+
+
+def test_a_window_without_the_index_time_would_be_caught(tmp_path):
+    """The same comparison with windows that end an hour and a half too late."""
+    store, labels = make_store(tmp_path, EVENTS), make_rows(ROWS)
+    late = labels._replace(times=labels.times + 5400)
+    scaler = fit_scaler(collect(store, labels, SETTINGS))
+    changed = change_after(store, labels.subject_ids, labels.times, change="removed")
+    windows, again = (make_windows(collect(s, late, SETTINGS), SETTINGS, scaler) for s in (store, changed))
+    assert windows.values.tobytes() != again.values.tobytes()
+
+
+def test_the_scaler_is_that_of_the_rows_it_is_fitted_on(tmp_path):
+    store = make_store(tmp_path, EVENTS)
+    alone = fit_scaler(collect(store, make_rows(ROWS[:1]), SETTINGS))
+    assert alone.mean == (100.0, 0.0), "300 comes after the index time, 80 is of another stay, 60 of another patient"
+    assert fit_scaler(collect(store, make_rows(ROWS), SETTINGS)).mean == (80.0, 0.0)
+
+
+def test_notes_are_of_this_stay_and_not_later(tmp_path):
+    times = ["2020-01-01 01:00", "2020-01-01 05:30", "2020-01-01 07:00", "2020-01-01 08:01", "2020-01-03 01:00"]
+    texts = ["an earlier stay", "first", "second", "later", "an outpatient"]
+    notes = make_notes(np.array([1, 1, 1, 1, 3]), np.array([microseconds(t) for t in times]), texts)
+    windows = windows_of(make_store(tmp_path, EVENTS), notes=NoteVectors(notes, np.eye(5, dtype=np.float32)))
+    assert windows.notes.tolist() == [[0, 0.5, 0.5, 0, 0], [0] * 5, [0, 0, 0, 0, 1]]
+    assert windows.has_notes.tolist() == [True, False, True]
