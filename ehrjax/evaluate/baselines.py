@@ -31,7 +31,7 @@ LOGISTIC_C = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)
 RIDGE_ALPHA = (100_000.0, 30_000.0, 10_000.0, 3_000.0, 1_000.0, 300.0, 100.0, 30.0, 10.0, 1.0)
 # The penalty is chosen on the most frequent outputs only: with 100 labels the full grid would take minutes.
 MAX_TUNED_OUTPUTS = 3
-MAX_BOOSTED_LABELS, MAX_BOOSTED_CLASSES = 5, 20  # every label is a model, every class a tree a round
+MAX_BOOSTED_LABELS, MAX_BOOSTED_CLASSES = 20, 20  # every label is a model, every class a tree a round
 MAX_BOOSTED_CODES, MIN_BOOSTED_CODES = 500, 100  # the more trees a round, the fewer codes each may choose from
 BOOSTING_ROUNDS, MAX_BOOSTING_ROUNDS = 50, 500  # between two looks at val, and in all
 PATIENCE_ROUNDS = 20

@@ -91,9 +91,9 @@ def test_unknown_baseline_is_refused(features):
 
 
 def test_boosting_of_many_outputs_is_skipped_with_the_limit(features):
-    many = {split: np.tile(values, (1, 2)) for split, values in _labels("multilabel", features).items()}
+    many = {split: np.tile(values, (1, 7)) for split, values in _labels("multilabel", features).items()}
     skipped = ours.fit_baselines("multilabel", features, many, names=("boosting",))["boosting"]
-    assert skipped.scores is None and "6 labels, limit 5" in skipped.reason
+    assert skipped.scores is None and "21 labels, limit 20" in skipped.reason
     labels = _labels("multiclass", features)
     skipped = ours.fit_baselines("multiclass", features, labels, names=("boosting",), num_classes=21)["boosting"]
     assert "21 classes, limit 20" in skipped.reason
