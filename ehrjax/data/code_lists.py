@@ -1,7 +1,7 @@
-"""Lists of codes by disease, as patterns over whole codes: SNOMED CT, ICD-9-CM and ICD-10-CM, with and without dots.
+"""Lists of codes, as patterns over whole codes: diseases in SNOMED CT, ICD-9-CM and ICD-10-CM, and deterioration.
 
-`*` stands for any characters and `?` for one. A list names diagnoses only: the same number in a list of procedures or
-drugs does not match.
+`*` stands for any characters and `?` for one. A list of a disease names diagnoses only: the same number in a list of
+procedures or drugs does not match.
 """
 
 from collections.abc import Iterable
@@ -90,3 +90,27 @@ CHRONIC_CONDITIONS = (
     *_icd10("E03* E66* E78* F20* F31* F33* G20* G30* G35* G40* G43* G47.3* I25* I27* I48* I70* J45* K70* K74*"),
     *_icd10("M05* M06* M10* M15* M16* M17* M18* M19* M81* N18*"),
 )
+
+# Deterioration in hospital, apart from death. Codes must carry the hour: the procedure codes of ICD are dated by the
+# day, which would call a patient at risk who has been ventilated since the morning.
+# MIMIC-IV: with `//MIMIC//` as read here, else as in its MEDS form. Transfers tell of an hour in intensive care that
+# icustays leaves out, and serve where that table is missing.
+INTENSIVE_CARE = (
+    *("ICU_ADMISSION", "ICU_ADMISSION//*"),
+    *_each(("TRANSFER//*", "TRANSFER_TO//*"), ("Intensive Care Unit*", "Coronary Care Unit*", "Trauma SICU*")),
+    *_each(("ENCOUNTER_TYPE//SNOMED*//", "PROCEDURE//SNOMED*//", "SNOMED//"), ("305351004", "397821002")),
+)
+# Norepinephrine, epinephrine, phenylephrine, vasopressin, dopamine and angiotensin II as infusions. Where the route is
+# not known, without epinephrine and phenylephrine, which are given into muscles, eyes and noses as well.
+_INFUSED = "221906 221289 229617 221749 229630 229631 229632 222315 221662 229709 229764"
+_PRESSORS_BY_VEIN = "7512 11149 3628 242969"  # norepinephrine, vasopressin, dopamine; norepinephrine for injection
+VASOPRESSORS = (
+    *_each(("INFUSION//MIMIC//", "INFUSION_START//"), _INFUSED.split()),
+    *_each(("MEDICATION//RXNORM//", "RXNORM//"), _PRESSORS_BY_VEIN.split()),
+)
+# Invasive or not. Intubation by itself belongs to anaesthesia.
+VENTILATION = (
+    *_each(("PROCEDURE//MIMIC//", "PROCEDURE//START//"), ("225792", "225794")),
+    *_each(("PROCEDURE//SNOMED*//", "SNOMED//"), ("40617009", "26763009", "243150007", "428311008")),
+)
+DETERIORATION = (*INTENSIVE_CARE, *VASOPRESSORS, *VENTILATION)

@@ -32,12 +32,24 @@ from ehrjax.data.outcomes import (
 )
 from ehrjax.data.splits import hash_uniform
 from ehrjax.data.tasks import ADMISSION_CODES, DISCHARGE_CODES, Task, get_task, match_codes
-from ehrjax.data.timeline import DAY, NEVER, NULL_TIME, YEAR, SortedTimes, Timeline, events_of_codes, rank_in_group
+from ehrjax.data.timeline import (
+    DAY,
+    NEVER,
+    NULL_TIME,
+    YEAR,
+    SortedTimes,
+    Timeline,
+    events_of_codes,
+    rank_in_group,
+    running_max,
+)
 
 __all__ = ["Labels", "make_labels"]
 
 ELIGIBILITY = ("no_record", "dead", "short_history", "few_visits", "in_stay", "not_at_risk", "too_late")
 _DATE_KEY = 1  # the hash of (seed, patient) alone decides the split
+_HOUR = DAY // 24
+_BEFORE_STAY = DAY  # a patient may be in intensive care, or ventilated, some hours before the admission is recorded
 
 
 class _Candidates(NamedTuple):
@@ -80,6 +92,11 @@ def make_labels(
 def _advice(plan: Plan, flow: dict[str, int]) -> str:
     if not flow["index_times"] and plan.task.index in ("admission", "discharge"):
         return f" It has no visit of class {', '.join(plan.task.stay_classes)} and no admission events."
+    if not flow["index_times"] and plan.task.index == "during_stay":
+        return (
+            f" It has no visit of class {', '.join(plan.task.stay_classes)} and no admission event that begins a stay"
+            f" of more than index_from_hours={plan.task.index_from_hours:g} hours."
+        )
     if flow["not_drawn"] and not flow["subjects_drawn"]:
         return " No index time was drawn: take another seed, or index='every_visit'."
     if flow["censored"] and plan.data_end is None:
@@ -204,9 +221,10 @@ def _open_record(shard, plan: Plan) -> Record:
     if plan.data_end is not None:
         follow_up[:] = plan.data_end
     known = SortedTimes(line.visit_rows[heard], line.known[heard])
-    return Record(
-        shard, line, known, follow_up, *_stays(shard, line, plan), first_times(shard, line, plan.is_condition)
-    )
+    stays = _stays(shard, line, plan)
+    if plan.task.index == "during_stay":
+        stays = _merge_stays(*stays)
+    return Record(shard, line, known, follow_up, *stays, first_times(shard, line, plan.is_condition))
 
 
 def _stays(shard, line: Timeline, plan: Plan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -219,6 +237,27 @@ def _stays(shard, line: Timeline, plan: Plan) -> tuple[np.ndarray, np.ndarray, n
     ends = SortedTimes(*events_of_codes(shard, plan.is_discharge, line.visit_rows)).next_after(rows, starts - 1)
     # A discharge after the next admission belongs to that one.
     return rows, starts, np.where(ends <= SortedTimes(rows, starts).next_after(rows, starts), ends, NEVER)
+
+
+def _merge_stays(rows, starts, ends) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Stays of a patient that overlap or touch as one, by patient, then start; none touches an end not recorded."""
+    order = np.lexsort((starts, rows))
+    rows, starts, ends = rows[order], starts[order], ends[order]
+    latest = running_max(rows, np.where(ends == NEVER, starts, ends))
+    is_new = np.ones(len(rows), bool)
+    is_new[1:] = (rows[1:] != rows[:-1]) | (starts[1:] > latest[:-1])
+    first = np.flatnonzero(is_new)
+    return rows[first], starts[first], np.maximum.reduceat(ends, first)
+
+
+def _times_in_stays(record: Record, task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """Stay and time of each index time: one whose end is not recorded lasts until the next at most."""
+    num_times = int((task.index_until_hours - task.index_from_hours) / task.index_every_hours + 1e-9) + 1
+    hours = task.index_from_hours + task.index_every_hours * np.arange(num_times)
+    following = SortedTimes(record.stay_rows, record.stay_start).next_after(record.stay_rows, record.stay_start)
+    times = record.stay_start[:, None] + np.round(hours * _HOUR).astype(np.int64)
+    stays, numbers = np.nonzero(times < np.minimum(record.stay_end, following)[:, None])
+    return stays, times[stays, numbers]
 
 
 def _candidates(record: Record, plan: Plan) -> _Candidates:
@@ -237,6 +276,9 @@ def _candidates(record: Record, plan: Plan) -> _Candidates:
         stays = np.full(len(rows), -1)
     elif task.index == "admission":
         rows, times = record.stay_rows, record.stay_start
+    elif task.index == "during_stay":
+        stays, times = _times_in_stays(record, task)
+        rows = record.stay_rows[stays]
     elif task.index == "discharge":
         stays = np.flatnonzero(record.stay_end != NEVER)
         rows, times = record.stay_rows[stays], record.stay_end[stays]
@@ -254,7 +296,7 @@ def _candidates(record: Record, plan: Plan) -> _Candidates:
 
 
 def _eligibility(record: Record, plan: Plan, candidates: _Candidates) -> dict[str, np.ndarray]:
-    task, (rows, times, _) = plan.task, candidates
+    task, (rows, times, stays) = plan.task, candidates
     death = np.asarray(record.shard.death)[rows]
     num_visits = record.known.count_until(rows, times)
     has_record = num_visits > 0
@@ -264,7 +306,7 @@ def _eligibility(record: Record, plan: Plan, candidates: _Candidates) -> dict[st
         "dead": (death != NULL_TIME) & (death <= times),
         "short_history": times - first < round(task.min_history_days * DAY),
         "few_visits": num_visits < task.min_visits,
-        "not_at_risk": _had_code(record, plan, rows, times),
+        "not_at_risk": _had_code(record, plan, rows, times, stays),
     }
     if task.index == "discharge":
         failures["in_stay"] = _in_stay(record, rows, times)
@@ -273,19 +315,19 @@ def _eligibility(record: Record, plan: Plan, candidates: _Candidates) -> dict[st
     return failures
 
 
-def _had_code(record: Record, plan: Plan, rows, times) -> np.ndarray:
+def _had_code(record: Record, plan: Plan, rows, times, stays) -> np.ndarray:
     """An excluding code ever by t, an outcome code within the washout, or (new_codes) every condition by t."""
     shard, task = record.shard, plan.task
+    had, ever = np.zeros(len(rows), bool), plan.is_excluded
     if task.outcome == "new_codes":
         had = (record.first[rows] <= times[:, None]).all(axis=1)
-        ever = plan.is_excluded
+    elif task.index != "during_stay" and np.isinf(task.washout_days):
+        ever = plan.is_excluded | plan.is_outcome
     else:
-        had = np.zeros(len(rows), bool)
-        ever = plan.is_excluded | plan.is_outcome if np.isinf(task.washout_days) else plan.is_excluded
-        if not np.isinf(task.washout_days):
-            last = SortedTimes(*events_of_codes(shard, plan.is_outcome, record.line.visit_rows)).last_until(rows, times)
-            happened = last != NULL_TIME
-            had = happened & (times - np.where(happened, last, times) < round(task.washout_days * DAY))
+        in_stay = task.index == "during_stay"
+        since = record.stay_start[stays] - _BEFORE_STAY if in_stay else times - round(task.washout_days * DAY)
+        last = SortedTimes(*events_of_codes(shard, plan.is_outcome, record.line.visit_rows)).last_until(rows, times)
+        had = last > since
     if not ever.any():
         return had
     excluded = SortedTimes(*events_of_codes(shard, ever, record.line.visit_rows)).count_until(rows, times) > 0

@@ -123,7 +123,9 @@ def find_outcomes(record: Record, plan: Plan, rows: np.ndarray, times: np.ndarra
         return _stay_days(record, times, stays)
     if task.outcome == "new_codes":
         return _new_conditions(record, task, rows, times)
-    return (_survival if task.kind == "survival" else _binary)(record, plan, rows, times)
+    if task.kind == "survival":
+        return _survival(record, plan, rows, times)
+    return _binary(record, plan, rows, times, stays)
 
 
 def _next_visit(record: Record, plan: Plan, rows, times) -> Outcomes:
@@ -142,11 +144,13 @@ def _stay_days(record: Record, times, stays) -> Outcomes:
     return Outcomes(values, np.ones(values.shape, bool), end, {"no_end": open_ended})
 
 
-def _binary(record: Record, plan: Plan, rows, times) -> Outcomes:
+def _binary(record: Record, plan: Plan, rows, times, stays) -> Outcomes:
     begin, end = window_of(plan.task, times)
     outcome, died = _occurrences(record, plan), _death(record, rows)
     positive = outcome.next_after(rows, begin) <= end
     observed = _is_followed(record, rows, end)  # with data_end, eligibility has seen to it
+    if plan.task.index == "during_stay":
+        observed |= record.stay_end[stays] <= end
     in_gap = (outcome.next_after(rows, times) <= begin) | (died <= begin)
     values = positive.astype(np.float32)[:, None]
     losses = {"outcome_in_gap": in_gap, "censored": ~positive & ~observed}
@@ -184,7 +188,12 @@ def _occurrences(record: Record, plan: Plan) -> SortedTimes:
     if outcome == "stay":
         return SortedTimes(record.stay_rows, record.stay_start)
     death = np.asarray(record.shard.death)
-    return SortedTimes(np.flatnonzero(death != NULL_TIME), death[death != NULL_TIME])
+    rows = np.flatnonzero(death != NULL_TIME)
+    times = death[rows]
+    if outcome == "codes_or_death":
+        events = events_of_codes(record.shard, plan.is_outcome, record.line.visit_rows)
+        rows, times = np.concatenate([events[0], rows]), np.concatenate([events[1], times])
+    return SortedTimes(rows, times)
 
 
 def _death(record: Record, rows) -> np.ndarray:

@@ -19,6 +19,7 @@ from ehrjax.data.code_lists import (
     CHRONIC_CONDITIONS,
     CHRONIC_KIDNEY_DISEASE,
     COPD,
+    DETERIORATION,
     HEART_FAILURE,
     HYPERTENSION,
     TYPE_2_DIABETES,
@@ -26,6 +27,7 @@ from ehrjax.data.code_lists import (
 
 KIND_OF_OUTCOME = {
     "codes": "binary",  # one of `codes` is recorded in the window
+    "codes_or_death": "binary",
     "death": "binary",
     "stay": "binary",  # a new inpatient stay begins in the window
     "time_to_codes": "survival",  # days to the first of `codes`
@@ -36,7 +38,7 @@ KIND_OF_OUTCOME = {
     "stay_days": "regression",  # log(1 + days) of the stay that begins at the index time
     "next_class": "multiclass",  # encounter class of the next visit
 }
-INDEX_RULES = ("random_visit", "every_visit", "admission", "discharge", "fixed_age", "random_date")
+INDEX_RULES = ("random_visit", "every_visit", "admission", "during_stay", "discharge", "fixed_age", "random_date")
 FOLLOW_UPS = ("last_event", "dataset_end")
 
 # Encounter classes that are hospital stays: all readers use Synthea's names.
@@ -52,7 +54,9 @@ class Task:
 
     Index times (`index`): the end of a visit drawn at random or of every visit, the start or end of a hospital stay, a
     birthday, or one date a patient, drawn by hash of (seed, patient) from the data set's first time to its last less
-    gap and horizon, whatever happens to the patient. At t a patient must be alive and have a record.
+    gap and horizon, whatever happens to the patient. "during_stay": while a hospital stay goes on, every
+    `index_every_hours` from `index_from_hours` to `index_until_hours` after its start; stays of a patient that overlap
+    or touch are one. At t a patient must be alive and have a record.
 
     Windows: a row is positive where the outcome falls in (t + gap, t + gap + horizon]. Survival: days from t to the
     first outcome in (t, t + horizon], or to the end of observation there; death is a second cause (`competing_death`),
@@ -60,14 +64,15 @@ class Task:
     of `conditions`, pairs of a name and its code patterns, or for each of the `num_codes` codes among `codes` that most
     train patients have.
 
-    Exclusions: `washout_days` (outcome codes): none of `codes` in that time up to t; inf = never before.
-    `exclude_codes`: none of them by t. "new_codes": a condition that is there by t is masked, the row stays.
+    Exclusions: `washout_days` (outcome codes): none of `codes` in that time up to t; inf = never before. "during_stay"
+    looks back over the stay instead, and the day before it. `exclude_codes`: none of them by t. "new_codes": a
+    condition that is there by t is masked, the row stays.
 
     `follow_up`: a patient is observed until the last event of the own record, or (complete extracts) until the end of
     the data set; a negative needs observation to the window's end, or death within it. The former must keep positives
     among patients lost to follow-up and drop negatives, which raises the prevalence: prefer "dataset_end" where it is
-    true. Survival needs no whole window: who is lost is censored then. Raises ValueError for unknown or contradictory
-    settings.
+    true. Survival needs no whole window: who is lost is censored then. A binary outcome of "during_stay" is taken to be
+    absent where the stay ends in the window without it. Raises ValueError for unknown or contradictory settings.
     """
 
     name: str
@@ -77,6 +82,9 @@ class Task:
     conditions: tuple[tuple[str, tuple[str, ...]], ...] = ()
     index: str = "random_visit"
     index_age: float | None = None  # years, for index="fixed_age"
+    index_from_hours: float = 12.0  # these three for index="during_stay"
+    index_every_hours: float = 6.0
+    index_until_hours: float = 312.0  # a few long stays do not make most of the rows
     horizon_days: float = 365.0
     gap_days: float = 0.0
     washout_days: float = math.inf
@@ -93,20 +101,29 @@ class Task:
         _check_choice(self.name, "index", self.index, INDEX_RULES)
         _check_choice(self.name, "follow_up", self.follow_up, FOLLOW_UPS)
         self._check_codes()
-        if (self.index == "fixed_age") != (self.index_age is not None):
-            raise ValueError(f"task {self.name!r}: index='fixed_age' and index_age (years) belong together.")
-        if self.outcome == "stay_days" and self.index != "admission":
-            raise ValueError(f"task {self.name!r}: stay_days is predicted at admission; index is {self.index!r}.")
+        self._check_index()
         limits = {"horizon_days": 1e-5, "gap_days": 0, "washout_days": 0, "min_history_days": 0, "min_visits": 1}
+        limits |= {"index_from_hours": 0, "index_every_hours": 0.1, "index_until_hours": self.index_from_hours}
         limits |= {"num_codes": 1} | ({} if self.max_rows_per_patient is None else {"max_rows_per_patient": 1})
         for field, low in limits.items():
             value = getattr(self, field)
             if not low <= value or (math.isinf(value) and field != "washout_days"):
                 raise ValueError(f"task {self.name!r}: {field}={value} must be at least {low:g} and finite.")
 
+    def _check_index(self) -> None:
+        if (self.index == "fixed_age") != (self.index_age is not None):
+            raise ValueError(f"task {self.name!r}: index='fixed_age' and index_age (years) belong together.")
+        if self.outcome == "stay_days" and self.index != "admission":
+            raise ValueError(f"task {self.name!r}: stay_days is predicted at admission; index is {self.index!r}.")
+        if self.index == "during_stay" and not math.isinf(self.washout_days):
+            raise ValueError(
+                f"task {self.name!r}: index='during_stay' looks back over the stay; leave out"
+                f" washout_days={self.washout_days}, or name codes that must never have been in exclude_codes."
+            )
+
     def _check_codes(self) -> None:
         is_new = self.outcome == "new_codes"
-        needs_codes = self.outcome in ("codes", "time_to_codes") or (is_new and not self.conditions)
+        needs_codes = self.outcome in ("codes", "codes_or_death", "time_to_codes") or (is_new and not self.conditions)
         if needs_codes and not self.codes:
             raise ValueError(f"task {self.name!r} has no codes: give code patterns such as ('*SNOMED*//44054006',).")
         if self.conditions and (self.codes or not is_new):
@@ -274,5 +291,9 @@ TASKS = {
             stay_classes=("ENCOUNTER//icu_first_48h",),
             horizon_days=1 / 24,
         ),
+        # Every six hours of a hospital stay, from its 12th hour until the patient deteriorates or leaves: death,
+        # intensive care, a vasopressor or mechanical ventilation within 24 hours. Stays that begin in intensive care
+        # give no row; planned intensive care after an operation counts.
+        Task("deterioration_24h", outcome="codes_or_death", codes=DETERIORATION, index="during_stay", horizon_days=1),
     )
 }

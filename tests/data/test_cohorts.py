@@ -356,17 +356,17 @@ def histories(draw):
 
 @st.composite
 def tasks(draw):
-    index = draw(st.sampled_from(["every_visit", "admission", "discharge", "fixed_age"]))
+    index = draw(st.sampled_from(["every_visit", "admission", "during_stay", "discharge", "fixed_age"]))
     return Task(
         "t",
-        outcome=draw(st.sampled_from(["codes", "death", "stay"])),
+        outcome=draw(st.sampled_from(["codes", "codes_or_death", "death", "stay"])),
         codes=("D*",),
         exclude_codes=draw(st.sampled_from([(), ("X",)])),
         index=index,
         index_age=5 / 365.25 if index == "fixed_age" else None,
         horizon_days=draw(st.integers(1, 4)),
         gap_days=draw(st.integers(0, 2)),
-        washout_days=draw(st.sampled_from([math.inf, 0, 2])),
+        washout_days=math.inf if index == "during_stay" else draw(st.sampled_from([math.inf, 0, 2])),
         min_history_days=draw(st.integers(0, 2)),
         min_visits=draw(st.integers(1, 2)),
         follow_up=draw(st.sampled_from(["last_event", "dataset_end"])),
@@ -391,22 +391,37 @@ def patients_of(store):
             yield subject, int(shard.birth[i]), int(shard.death[i]), visits, static
 
 
+def merged(stays):
+    """Sorted (start, end) with those that overlap or touch joined."""
+    joined = []
+    for start, end in stays:
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        else:
+            joined.append((start, end))
+    return joined
+
+
 def reference_labels(store, task):
     """The rules of the module's text, read aloud patient by patient: {(subject, t): value}, and the censored ones."""
     rows, censored = {}, set()
     for subject, birth, death, visits, static in patients_of(store):
         dead = None if death == NULL_TIME else death
-        stays = [(start, end) for start, end, kind, _ in visits if kind == "ENCOUNTER//inpatient"]
+        stays = sorted((start, end) for start, end, kind, _ in visits if kind == "ENCOUNTER//inpatient")
+        if task.index == "during_stay":
+            stays = merged(stays)
         times = {
             "every_visit": [end for _, end, _, _ in visits],
             "admission": [start for start, _ in stays],
             "discharge": [end for _, end in stays],
+            "during_stay": [t for start, end in stays for t in range(start + 12 * 3600, end, 6 * 3600)],
             "fixed_age": [birth + 5 * DAY] if birth != NULL_TIME else [],
         }[task.index]
         events = [event for v in visits for event in v[3]]
         outcomes = {
             "codes": [at for code, at in events if code[0] == "D"],
             "death": [dead] if dead is not None else [],
+            "codes_or_death": [at for code, at in events if code[0] == "D"] + ([dead] if dead is not None else []),
             "stay": [start for start, _ in stays],
         }[task.outcome]
         for t in set(times):
@@ -423,7 +438,11 @@ def reference_labels(store, task):
             ):
                 continue
             outcome_codes = [at for code, at in events if code[0] == "D" and at <= t]
-            if outcome_codes and t - max(outcome_codes) < task.washout_days * DAY:
+            washout = task.washout_days * DAY
+            if task.index == "during_stay":
+                stay_start, stay_end = next((start, end) for start, end in stays if start <= t < end)
+                washout = t - stay_start + DAY
+            if outcome_codes and t - max(outcome_codes) < washout:
                 continue
             begin = t + task.gap_days * DAY
             end = begin + task.horizon_days * DAY
@@ -434,6 +453,8 @@ def reference_labels(store, task):
                 continue
             last = max([at for _, at in events] + [v[1] for v in visits] + ([dead] if dead is not None else []))
             followed = data_end if task.follow_up == "dataset_end" else last
+            if task.index == "during_stay" and stay_end <= end:
+                followed = max(followed, end)
             if any(begin < at <= end for at in outcomes):
                 rows[subject, t] = 1.0
             elif followed >= end or (dead is not None and begin < dead <= end):
@@ -476,6 +497,9 @@ def test_flow_of_every_shipped_task_adds_up(tmp_path, name):
     events += [(s, day(s + 60), "DIAGNOSIS//SNOMED//44054006", None, None) for s in range(0, 20, 3)]
     events += [(s, day(s + 200), "DIAGNOSIS//SNOMED//433144002", None, None) for s in range(1, 20, 4)]
     events += [(s, day(s + 300), "MEDS_DEATH", None, None) for s in range(0, 20, 5)]
+    events += [(s, day(s + 42), "ICU_ADMISSION", None, None) for s in range(0, 15, 4)]
+    outcome = ("OUTCOME//PHYSIONET2012//IN_HOSPITAL_DEATH", 2 + 1 / 24)
+    events += visit(30, 1, 0, 2, outcome, kind="icu_first_48h")
     labels = make_labels(make_store(tmp_path, events), name, train_subjects=np.arange(12))
     check_flow(labels.flow)
     assert labels.flow["kept"] == len(labels.times) > 0

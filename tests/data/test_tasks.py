@@ -8,6 +8,7 @@ from ehrjax.data.code_lists import (
     ANY_DIABETES,
     CHRONIC_CONDITIONS,
     CHRONIC_KIDNEY_DISEASE,
+    DETERIORATION,
     HEART_FAILURE,
     HYPERTENSION,
     TYPE_2_DIABETES,
@@ -69,6 +70,21 @@ def test_diabetes_codes_of_every_vocabulary(code, is_type_2, is_diabetes):
         ("DIAGNOSIS//SNOMED//230690007", CHRONIC_CONDITIONS, False),  # stroke
         ("DIAGNOSIS//ICD10//J449", CHRONIC_CONDITIONS, True),
         ("DIAGNOSIS//ICD10//J189", CHRONIC_CONDITIONS, False),  # pneumonia
+        ("ICU_ADMISSION//Medical Intensive Care Unit (MICU)", DETERIORATION, True),
+        ("TRANSFER//transfer//Neuro Surgical Intensive Care Unit (Neuro SICU)", DETERIORATION, True),
+        ("TRANSFER_TO//admit//Coronary Care Unit (CCU)", DETERIORATION, True),
+        ("TRANSFER//transfer//Medicine", DETERIORATION, False),
+        ("ICU_DISCHARGE//Medical Intensive Care Unit (MICU)", DETERIORATION, False),
+        ("INFUSION//MIMIC//221906", DETERIORATION, True),
+        ("INFUSION_START//221906", DETERIORATION, True),
+        ("INFUSION_END//221906", DETERIORATION, False),
+        ("INFUSION//MIMIC//222042", DETERIORATION, False),  # nicardipine lowers the pressure
+        ("MEDICATION//RXNORM//3992", DETERIORATION, False),  # epinephrine by an unknown route
+        ("PROCEDURE//MIMIC//225792", DETERIORATION, True),
+        ("PROCEDURE//START//225794", DETERIORATION, True),
+        ("PROCEDURE//SNOMED//52765003", DETERIORATION, False),  # intubation
+        ("PROCEDURE//ICD10PCS//5A1955Z", DETERIORATION, False),  # ventilation, dated by the day
+        ("ENCOUNTER_TYPE//SNOMED//305351004", DETERIORATION, True),
     ],
 )
 def test_code_lists_of_diseases(code, patterns, expected):
@@ -95,6 +111,7 @@ def test_shipped_tasks_are_the_ones_promised():
         "conditions_1y": "multilabel",
         "new_diagnoses_1y": "multilabel",
         "in_hospital_death_48h": "binary",
+        "deterioration_24h": "binary",
     }
     causes = {name: task.causes for name, task in TASKS.items() if task.causes}
     assert causes == {
@@ -150,6 +167,15 @@ def test_task_from_a_shipped_one():
         ({"codes": ["A"], "horizon_days": math.inf}, "horizon_days=inf must be .* finite"),
         ({"codes": ["A"], "max_rows_per_patient": 0}, "max_rows_per_patient=0 must be at least 1"),
         ({}, "has no codes"),
+        ({"outcome": "codes_or_death"}, "has no codes"),
+        (
+            {"codes": ["A"], "index": "during_stay", "washout_days": 2},
+            "leave out washout_days=2, or name",
+        ),
+        ({"codes": ["A"], "index_every_hours": 0}, "index_every_hours=0 must be at least"),
+        ({"codes": ["A"], "index_from_hours": -1.0}, r"index_from_hours=-1\.0 must be at least 0"),
+        ({"codes": ["A"], "index_from_hours": 400}, "index_until_hours=312.0 must be at least 400"),
+        ({"codes": ["A"], "index_until_hours": math.inf}, "index_until_hours=inf must be .* finite"),
         ({"codes": ["A"], "index": "fixed_age"}, "belong together"),
         ({"outcome": "stay_days"}, "predicted at admission"),
         ({"base": "mortality_1yr"}, "did you mean 'mortality_1y'"),
@@ -173,7 +199,7 @@ def test_wrong_settings_are_explained(fields, message):
 def test_unknown_task_names_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'diabetes_onset'"):
         get_task("diabetes_onst")
-    with pytest.raises(ValueError, match="use one of conditions_1y, diabetes_onset, in_hospital_death_48h"):
+    with pytest.raises(ValueError, match="use one of conditions_1y, deterioration_24h, diabetes_onset"):
         get_task("xyz")
 
 
