@@ -1,0 +1,156 @@
+"""Stay network: stated size, branches that may be absent, masks, dropout by feature and channel, learning."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ehrjax.data.stay_batching import StayBatches
+from ehrjax.models.stay_network import StayNetwork
+from ehrjax.objectives.supervised import make_supervised_objective
+from tests.sequences import random_params
+from tests.stays import NUM_STATICS, NUM_TIMES, NUM_VARIABLES, make_stays
+
+TINY = {"hidden_dim": 6, "num_ramps": 2}
+LENGTHS = [1, 5, 0, 3]
+GRID = ("values", "observed", "hours_since")
+
+
+def make_batch(lengths=LENGTHS):
+    return next(StayBatches(make_stays(lengths), batch_size=len(lengths)).eval_batches())
+
+
+def make(batch, **options):
+    model = StayNetwork(**{**TINY, **options})
+    return model, random_params(model, batch)["params"]
+
+
+def without_statics(batch):
+    return batch._replace(statics=batch.statics[:, :0])
+
+
+def without_grid(batch):
+    empty = {name: getattr(batch, name)[:, :0] for name in (*GRID, "time_mask")}
+    return batch._replace(**empty, has_vitals=np.zeros_like(batch.has_vitals))
+
+
+@partial(jax.jit, static_argnums=0)
+def run(model, params, batch):
+    """Loss, gradients and outputs without dropout."""
+    objective = make_supervised_objective(model, "binary")
+    loss, grads = jax.value_and_grad(lambda p: objective(p, batch, None, False).loss_sum)(params)
+    return loss, grads, model.apply({"params": params}, batch)
+
+
+@pytest.mark.parametrize(
+    ("change", "pooled_dim"), [(lambda batch: batch, 18), (without_statics, 12), (without_grid, 6)]
+)
+def test_either_branch_may_be_absent(change, pooled_dim):
+    batch = change(make_batch())
+    loss, grads, outputs = run(*make(batch), batch)
+    chex.assert_tree_all_finite((loss, grads, outputs))
+    assert outputs.logits.shape == (4, 1) and outputs.pooled.shape == (4, pooled_dim)
+    assert (outputs.hidden is None) == (change is without_grid)
+
+
+def test_a_batch_with_neither_branch_is_refused():
+    batch = without_statics(without_grid(make_batch()))
+    with pytest.raises(ValueError, match="neither statics nor a grid"):
+        StayNetwork(**TINY).init(jax.random.key(0), batch)
+
+
+def test_number_of_parameters():
+    num_rows, num_times, num_variables, num_statics = 2, 12, 37, 500
+    batch = make_batch([1, 1])
+    grid = np.zeros((num_rows, num_times, num_variables), np.float32)
+    batch = batch._replace(
+        **dict.fromkeys(GRID, grid),
+        time_mask=np.ones((num_rows, num_times), bool),
+        statics=np.zeros((num_rows, num_statics), np.float32),
+    )
+    shapes = jax.eval_shape(StayNetwork().init, jax.random.key(0), batch)
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 211_111
+
+
+def test_what_a_mask_covers_and_more_padding_change_nothing():
+    batch = make_batch()
+    model, params = make(batch)
+    padded = jax.tree.map(lambda leaf: np.pad(leaf, ((0, 2), *((0, 0),) * (leaf.ndim - 1))), batch)
+    grid = {name: np.pad(getattr(padded, name), ((0, 0), (0, 3), (0, 0))) for name in GRID}
+    time_mask = np.pad(padded.time_mask, ((0, 0), (0, 3)))
+    junk = ~time_mask[..., None]
+    grid = {name: np.where(junk, True if name == "observed" else np.nan, array) for name, array in grid.items()}
+    padded = padded._replace(**grid, time_mask=time_mask)
+    loss, grads, outputs = run(model, params, batch)
+    padded_loss, padded_grads, padded_outputs = run(model, params, padded)
+    chex.assert_trees_all_close((loss, grads), (padded_loss, padded_grads), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(padded_outputs.logits[:4], outputs.logits, rtol=1e-5, atol=1e-6)
+    assert (padded_outputs.hidden[:, NUM_TIMES:] == 0).all()
+
+
+def test_each_channel_and_each_static_counts():
+    batch = make_batch()
+    model, params = make(batch, hidden_dim=32)
+
+    def logit(parts):
+        return model.apply({"params": params}, batch._replace(**parts)).logits[1, 0]
+
+    parts = {name: jnp.asarray(getattr(batch, name), jnp.float32) for name in (*GRID, "statics")}
+    slopes = jax.grad(logit)(parts)
+    assert all((slopes[name][1] != 0).all() for name in parts), jax.tree.map(lambda s: s[1], slopes)
+    assert all((slopes[name][jnp.array([0, 2, 3])] == 0).all() for name in parts)
+
+
+def test_a_dropped_static_takes_its_ramps_with_it():
+    batch = without_grid(make_batch())
+    model, params = make(batch, dropout_rate=0.0, feature_dropout_rate=0.5)
+
+    def logit(statics, key):
+        outputs = model.apply({"params": params}, batch._replace(statics=statics), train=True, rngs={"dropout": key})
+        return outputs.logits.sum()
+
+    slopes = np.stack([jax.grad(logit)(jnp.asarray(batch.statics), jax.random.key(seed)) for seed in range(40)])
+    is_dropped = slopes == 0
+    assert slopes.shape == (40, 4, NUM_STATICS) and 0.3 < is_dropped.mean() < 0.7
+
+
+def test_a_channel_is_dropped_at_every_time_point_or_none():
+    batch = without_statics(make_batch([NUM_TIMES] * 4))
+    model, params = make(batch, dropout_rate=0.0, series_dropout_rate=0.5)
+
+    def logit(values):
+        changed = batch._replace(values=values)
+        return model.apply({"params": params}, changed, train=True, rngs={"dropout": jax.random.key(3)}).logits.sum()
+
+    is_kept = (jax.grad(logit)(jnp.asarray(batch.values)) != 0).any(axis=1)
+    assert is_kept.shape == (4, NUM_VARIABLES) and is_kept.any() and not is_kept.all()
+
+
+def test_learns_what_only_the_middle_of_a_static_or_the_series_tells():
+    """A U-shaped effect of one number, which no linear model finds, and a trend of one variable."""
+    stays = make_stays([NUM_TIMES] * 64)
+    rising = np.linspace(-1, 1, NUM_TIMES)[None] * np.where(np.arange(64) % 2, 1, -1)[:, None]
+    values = stays.values.copy()
+    values[..., 0] = rising
+    batch = StayBatches(stays, batch_size=64).collate(np.arange(64))
+    model = StayNetwork(hidden_dim=16, dropout_rate=0.0, feature_dropout_rate=0.0, series_dropout_rate=0.0)
+    tx = optax.adam(1e-2)
+    for name, target in (("static", np.abs(batch.statics[:, :1]) > 0.7), ("series", np.arange(64)[:, None] % 2 == 0)):
+        given = batch._replace(values=values, labels=target.astype(np.float32))
+        given = without_grid(given) if name == "static" else without_statics(given)
+        objective = make_supervised_objective(model, "binary")
+        params = model.init(jax.random.key(0), given)["params"]
+
+        @jax.jit
+        def step(carry, _, given=given, objective=objective):
+            params, state = carry
+            loss, grads = jax.value_and_grad(lambda p: objective(p, given, None, False).loss_sum / 64)(params)
+            updates, state = tx.update(grads, state)
+            return (optax.apply_updates(params, updates), state), loss
+
+        _, losses = jax.lax.scan(step, (params, tx.init(params)), None, length=200)
+        assert losses[-1] < 0.1, name
