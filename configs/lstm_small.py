@@ -36,6 +36,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.stays.window_hours = 24.0  # how far a window reaches back from the index time, within the stay
     config.stays.bin_hours = 1.0
     config.stays.variables = ("vitals",)  # names, or sets of them: vitals (six), icu (37); ehrjax/data/variables.py
+    config.stays.summaries = False  # True: values as ranks, and statistics of the window among the statics
     config.stays.mapping = ""  # a file that says which codes measure which variable, beside the shipped ones
     config.stays.notes = ""  # a table of notes, or several separated by commas; simulated stays bring their own
     config.stays.note_encoder = "minilm"  # minilm (vectors of texts), lexicon (what is stated and denied)

@@ -42,6 +42,7 @@ def stay_settings(config: ConfigDict) -> WindowSettings:
         window_hours=config.stays.window_hours,
         bin_hours=config.stays.bin_hours,
         mapping=config.stays.mapping or None,
+        summaries=config.stays.summaries,
     )
     if build.reads_notes(config):
         if config.stays.note_encoder not in NOTE_ENCODERS:
@@ -110,12 +111,13 @@ NOTE_ENCODERS = {"minilm": _embed, "lexicon": _state}
 def make_parts(
     name: str, parts: Mapping[str, Labels], stores: Mapping[str, Store], stays: StayData, workdir: Path
 ) -> dict[str, StayWindows]:
-    """Windows by split, scaled as train says; writes `stays/TASK/scaler.json` and `measurements.json`."""
+    """Windows by split, scaled as train says; writes both that and counts of measurements to `stays/TASK/`."""
     found = {split: collect(stores[split], labels, stays.settings) for split, labels in parts.items()}
-    scaler = fit_scaler(found["train"])
+    scaler = fit_scaler(found["train"], stays.settings)
     folder = workdir / "stays" / name
-    with replaced(folder / "scaler.json") as partial:
-        scaler.save(partial)
+    for file, part in scaler.files.items():
+        with replaced(folder / file) as partial:
+            part.save(partial)
     write_json(folder / "measurements.json", {split: each.measurements.counts for split, each in found.items()})
     return {split: make_windows(each, stays.settings, scaler, stays.notes) for split, each in found.items()}
 

@@ -10,7 +10,7 @@ from configs import multimodal
 from ehrjax.data import simulate_stays
 from ehrjax.data.stay_windows import collect, fit_scaler
 from ehrjax.evaluate.audit.index_time import blank_labels, check_inputs
-from ehrjax.evaluate.audit.model import rebuild, scaler_path, settings_of
+from ehrjax.evaluate.audit.model import rebuild, settings_of
 from ehrjax.evaluate.audit.scaler import check_scaler
 from ehrjax.evaluate.audit.workdir import read_run
 from ehrjax.evaluate.tables import modality_rows, results_table
@@ -98,9 +98,10 @@ def test_a_scaler_that_saw_test_patients_is_found(finished, tmp_path):
     record = run.tasks[TASK]
     other = SimpleNamespace(**{**vars(run), "workdir": tmp_path})
     rows = record.index_rows(np.concatenate(list(run.splits.values())))
-    path = scaler_path(other, TASK)
-    path.parent.mkdir(parents=True)
-    fit_scaler(collect(run.stores[0], blank_labels(rows), settings_of(run))).save(path)
+    folder = tmp_path / "stays" / TASK
+    folder.mkdir(parents=True)
+    seen = fit_scaler(collect(run.stores[0], blank_labels(rows), settings_of(run)), settings_of(run))
+    seen.scaler.save(folder / "scaler.json")
     finding = check_scaler(other, record)
     assert finding.passed is False and "train and val and test" in finding.detail
 

@@ -7,8 +7,7 @@ import pytest
 
 from configs import behrt_small, physionet2012, vitals_lstm
 from ehrjax.data import simulate_stays
-from ehrjax.data.stay_windows import collect, fit_scaler
-from ehrjax.data.vitals import Scaler
+from ehrjax.data.stay_windows import WindowScaler, collect, fit_scaler
 from experiments import build, oracle, prepare, stages, stays
 from tests.stays import make_stays
 
@@ -74,9 +73,10 @@ def test_the_scaler_is_that_of_train_rows_alone(finished):
     config = build.check_config(small(vitals_lstm))
     data = prepare.prepare_data(config, workdir)
     parts, _, _ = prepare.prepare_task(TASK, data, config, workdir)
-    saved = Scaler.load(workdir / "stays" / TASK / "scaler.json")
+    settings = data.stays.settings
+    saved = WindowScaler.load(workdir / "stays" / TASK, settings)
     alone = {
-        split: fit_scaler(collect(data.stores[0], part.labels, data.stays.settings)) for split, part in parts.items()
+        split: fit_scaler(collect(data.stores[0], part.labels, settings), settings) for split, part in parts.items()
     }
     assert saved == alone["train"] != alone["test"]
     assert np.abs(parts["train"].sequences.values).max() <= 10
@@ -88,10 +88,13 @@ def test_one_set_is_trained_on_and_another_tested(tmp_path):
     write_set(tmp_path / "own" / "set-a", range(1001, 1161))
     write_set(tmp_path / "other" / "set-b", range(2001, 2061), seed=1)
     config = small(physionet2012, path=str(tmp_path / "own"), test_path=str(tmp_path / "other"))
+    config.stays.summaries = True
     results = stages.run(config, tmp_path / "run", command="test")
-    row = results["tasks"]["in_hospital_death_48h"]
+    row_name = "in_hospital_death_48h"
+    row = results["tasks"][row_name]
     assert row["num_test"] == 60 and row["num_train"] + row["num_val"] == 160
     assert row["test"]["event1"]["value"] is not None and row["oracle"] is None
+    assert (tmp_path / "run" / "stays" / row_name / "summaries.npz").exists()
     checks = checks_of(tmp_path / "run")
     assert False not in checks.values() and checks["labels/in_hospital_death_48h"]
 

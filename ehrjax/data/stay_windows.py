@@ -7,6 +7,7 @@ tells little, and how long this one has lasted tells something.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from ehrjax.data.stay_batching import StayWindows
 from ehrjax.data.tasks import ADMISSION_CODES, INPATIENT_CLASSES, match_codes
 from ehrjax.data.timeline import SortedTimes, Timeline, events_of_codes
 from ehrjax.data.variables import ICU_VARIABLES, VITALS, Variable, load_variables, map_codes
+from ehrjax.data.vital_summaries import QuantileTransform, summarize
 from ehrjax.data.vitals import Measurements, Scaler, Statics, collect_measurements, collect_statics, to_grid
 
 VARIABLE_SETS = {"vitals": VITALS, "icu": ICU_VARIABLES}
@@ -34,12 +36,17 @@ class NoteVectors(NamedTuple):
 
 @dataclass(frozen=True)
 class WindowSettings:
-    """What a window holds. `mapping` is the user's file of `load_variables`, None where there is none."""
+    """What a window holds. `mapping` is the user's file of `load_variables`, None where there is none.
+
+    With `summaries`, values are normal scores of their ranks, and statistics of each variable over the window and its
+    last hours stand among the statics (`vital_summaries`).
+    """
 
     variables: tuple[Variable, ...]
     window_hours: float
     bin_hours: float
     mapping: str | None = None
+    summaries: bool = False
 
     @property
     def num_bins(self) -> int:
@@ -48,7 +55,12 @@ class WindowSettings:
 
 
 def window_settings(
-    variables: Sequence[str], *, window_hours: float, bin_hours: float, mapping: str | None = None
+    variables: Sequence[str],
+    *,
+    window_hours: float,
+    bin_hours: float,
+    mapping: str | None = None,
+    summaries: bool = False,
 ) -> WindowSettings:
     """Settings with variables by name, or by the name of one of `VARIABLE_SETS`.
 
@@ -60,7 +72,7 @@ def window_settings(
     if isinstance(variables, str):
         raise ValueError(f"variables={variables!r} must be a tuple of names, such as ('vitals',).")
     names = [one for name in variables for one in VARIABLE_SETS.get(name, (name,))]
-    return WindowSettings(load_variables(names, mapping), window_hours, bin_hours, mapping)
+    return WindowSettings(load_variables(names, mapping), window_hours, bin_hours, mapping, summaries)
 
 
 class Collected(NamedTuple):
@@ -95,20 +107,65 @@ def collect(store, labels: Labels, settings: WindowSettings) -> Collected:
     return Collected(labels, measurements, statics, starts)
 
 
-def fit_scaler(train: Collected) -> Scaler:
-    """Means and standard deviations of what train's windows show."""
-    return Scaler.fit(train.measurements, train.statics, np.arange(len(train.labels.times)))
+@dataclass(frozen=True)
+class WindowScaler:
+    """What train's windows decide: means and deviations, and with `WindowSettings.summaries` the ranks as well."""
+
+    scaler: Scaler
+    ranks: QuantileTransform | None = None  # of measurements
+    summaries: QuantileTransform | None = None
+
+    @property
+    def files(self) -> dict[str, Scaler | QuantileTransform]:
+        """The parts, each with a `save(path)`, by the file name that `load` looks for."""
+        parts = {"scaler.json": self.scaler, "ranks.npz": self.ranks, "summaries.npz": self.summaries}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    @classmethod
+    def load(cls, folder: str | Path, settings: WindowSettings) -> "WindowScaler":
+        """From a folder of `files`. Raises FileNotFoundError, or ValueError naming the file."""
+        folder, names = Path(folder), ("ranks.npz", "summaries.npz") if settings.summaries else ()
+        return cls(Scaler.load(folder / "scaler.json"), *(QuantileTransform.load(folder / name) for name in names))
+
+    def __eq__(self, other: object) -> bool:
+        if (
+            not isinstance(other, WindowScaler)
+            or self.scaler != other.scaler
+            or self.files.keys() != other.files.keys()
+        ):
+            return False
+        pairs = ((self.ranks, other.ranks), (self.summaries, other.summaries))
+        return all(
+            a.names == b.names and np.array_equal(a.quantiles, b.quantiles, equal_nan=True) for a, b in pairs if a
+        )
+
+
+def fit_scaler(train: Collected, settings: WindowSettings) -> WindowScaler:
+    """What scales windows, fitted on these label rows: train's. Raises ValueError where there are none."""
+    rows, measurements, ranks, summaries = np.arange(len(train.labels.times)), train.measurements, None, None
+    if settings.summaries:
+        summaries = QuantileTransform.fit_summaries(summarize(measurements), rows)
+        ranks = QuantileTransform.fit_measurements(measurements, rows)
+        measurements = ranks.encode_measurements(measurements)
+    return WindowScaler(Scaler.fit(measurements, train.statics, rows), ranks, summaries)
 
 
 def make_windows(
-    found: Collected, settings: WindowSettings, scaler: Scaler, notes: NoteVectors | None = None
+    found: Collected, settings: WindowSettings, scaler: WindowScaler, notes: NoteVectors | None = None
 ) -> StayWindows:
     """One window a label row, in the rows' order; a row has the mean vector of its stay's notes up to its index time.
 
     Without `notes` the note vectors have width 0.
     """
-    labels = found.labels
-    grid = to_grid(found.measurements, found.statics, scaler, bin_hours=settings.bin_hours, num_bins=settings.num_bins)
+    labels, measurements = found.labels, found.measurements
+    if scaler.ranks is not None:
+        measurements = scaler.ranks.encode_measurements(measurements)
+    bins = {"bin_hours": settings.bin_hours, "num_bins": settings.num_bins}
+    grid = to_grid(measurements, found.statics, scaler.scaler, **bins)
+    statics = grid.statics
+    if scaler.summaries is not None:
+        of_window = scaler.summaries.encode_summaries(summarize(found.measurements))
+        statics = np.concatenate([statics, of_window], axis=1)
     vectors, has_notes = np.zeros((len(labels.times), 0), np.float32), np.zeros(len(labels.times), bool)
     if notes is not None:
         stays = Stays(found.starts, labels.times, np.full(len(labels.times), -1))
@@ -121,7 +178,7 @@ def make_windows(
         observed=grid.observed,
         hours_since=grid.hours_since,
         time_mask=grid.time_mask,
-        statics=grid.statics,
+        statics=statics,
         notes=vectors,
         has_vitals=grid.has_vitals,
         has_notes=has_notes,

@@ -39,7 +39,7 @@ def make_rows(rows):
 
 def windows_of(store, rows=ROWS, notes=None):
     found = collect(store, make_rows(rows), SETTINGS)
-    return make_windows(found, SETTINGS, fit_scaler(found), notes)
+    return make_windows(found, SETTINGS, fit_scaler(found, SETTINGS), notes)
 
 
 def test_sets_of_variables_and_single_ones():
@@ -90,7 +90,7 @@ def test_windows_hold_this_stay_up_to_the_index_time(tmp_path):
 def test_nothing_later_than_the_index_time_is_in_a_window(tmp_path, change):
     store, labels = make_store(tmp_path, EVENTS), make_rows(ROWS)
     found = collect(store, labels, SETTINGS)
-    scaler = fit_scaler(found)
+    scaler = fit_scaler(found, SETTINGS)
     changed = change_after(store, labels.subject_ids, labels.times, change=change)
     windows, again = (make_windows(collect(s, labels, SETTINGS), SETTINGS, scaler) for s in (store, changed))
     for name, array in asdict(windows).items():
@@ -101,7 +101,7 @@ def test_a_window_without_the_index_time_would_be_caught(tmp_path):
     """The same comparison with windows that end an hour and a half too late."""
     store, labels = make_store(tmp_path, EVENTS), make_rows(ROWS)
     late = labels._replace(times=labels.times + 5400)
-    scaler = fit_scaler(collect(store, labels, SETTINGS))
+    scaler = fit_scaler(collect(store, labels, SETTINGS), SETTINGS)
     changed = change_after(store, labels.subject_ids, labels.times, change="removed")
     windows, again = (make_windows(collect(s, late, SETTINGS), SETTINGS, scaler) for s in (store, changed))
     assert windows.values.tobytes() != again.values.tobytes()
@@ -109,9 +109,11 @@ def test_a_window_without_the_index_time_would_be_caught(tmp_path):
 
 def test_the_scaler_is_that_of_the_rows_it_is_fitted_on(tmp_path):
     store = make_store(tmp_path, EVENTS)
-    alone = fit_scaler(collect(store, make_rows(ROWS[:1]), SETTINGS))
-    assert alone.mean == (100.0, 0.0), "300 comes after the index time, 80 is of another stay, 60 of another patient"
-    assert fit_scaler(collect(store, make_rows(ROWS), SETTINGS)).mean == (80.0, 0.0)
+    alone = fit_scaler(collect(store, make_rows(ROWS[:1]), SETTINGS), SETTINGS)
+    assert alone.scaler.mean == (100.0, 0.0), (
+        "300 comes after the index time, 80 is of another stay, 60 of another patient"
+    )
+    assert fit_scaler(collect(store, make_rows(ROWS), SETTINGS), SETTINGS).scaler.mean == (80.0, 0.0)
 
 
 def test_notes_are_of_this_stay_and_not_later(tmp_path):
@@ -121,3 +123,34 @@ def test_notes_are_of_this_stay_and_not_later(tmp_path):
     windows = windows_of(make_store(tmp_path, EVENTS), notes=NoteVectors(notes, np.eye(5, dtype=np.float32)))
     assert windows.notes.tolist() == [[0, 0.5, 0.5, 0, 0], [0] * 5, [0, 0, 0, 0, 1]]
     assert windows.has_notes.tolist() == [True, False, True]
+
+
+RANKED = window_settings(("heart_rate", "temperature"), window_hours=6.0, bin_hours=1.0, summaries=True)
+
+
+def test_summaries_stand_among_the_statics_and_values_are_ranks(tmp_path):
+    found = collect(make_store(tmp_path, EVENTS), make_rows(ROWS), RANKED)
+    scaler = fit_scaler(found, RANKED)
+    windows = make_windows(found, RANKED, scaler)
+    num_used = int(scaler.summaries.is_used.sum())
+    assert num_used > 0 and windows.statics.shape[1] == len(scaler.scaler.static_names) + num_used
+    assert np.isfinite(windows.statics).all()
+    assert windows.values[2, 4, 0] < 0 < windows.values[0, 1, 0], "60 is the lower of two heart rates, 100 the higher"
+
+
+def test_a_scaler_with_ranks_is_read_as_it_was_written(tmp_path):
+    store = make_store(tmp_path, EVENTS)
+    scaler = fit_scaler(collect(store, make_rows(ROWS), RANKED), RANKED)
+    for name, part in scaler.files.items():
+        part.save(tmp_path / name)
+    assert scaler.load(tmp_path, RANKED) == scaler != scaler.load(tmp_path, SETTINGS)
+    assert scaler != fit_scaler(collect(store, make_rows(ROWS[1:]), RANKED), RANKED)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_nothing_later_is_in_the_summaries(tmp_path, change):
+    store, labels = make_store(tmp_path, EVENTS), make_rows(ROWS)
+    scaler = fit_scaler(collect(store, labels, RANKED), RANKED)
+    changed = change_after(store, labels.subject_ids, labels.times, change=change)
+    windows, again = (make_windows(collect(s, labels, RANKED), RANKED, scaler) for s in (store, changed))
+    assert windows.statics.tobytes() == again.statics.tobytes() and windows.values.tobytes() == again.values.tobytes()

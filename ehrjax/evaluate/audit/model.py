@@ -2,7 +2,6 @@
 
 import dataclasses
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,10 +12,9 @@ from ehrjax.data.notes import open_notes
 from ehrjax.data.perturb_notes import change_notes_after
 from ehrjax.data.sequences import build_visit_level_sequences, build_visit_sequences
 from ehrjax.data.stay_batching import StayBatches, StayWindows
-from ehrjax.data.stay_windows import NoteVectors, WindowSettings, collect, make_windows, window_settings
+from ehrjax.data.stay_windows import NoteVectors, WindowScaler, WindowSettings, collect, make_windows, window_settings
 from ehrjax.data.timeline import rank_in_group
 from ehrjax.data.token_batching import TokenBatches, count_tokens
-from ehrjax.data.vitals import Scaler
 from ehrjax.data.windows import truncate
 from ehrjax.evaluate.audit.index_time import TaskModel
 from ehrjax.evaluate.audit.workdir import Run, TaskRecord
@@ -64,16 +62,17 @@ def reads_stays(run: Run) -> bool:
 def settings_of(run: Run) -> WindowSettings:
     """The windows' settings, as the config names them."""
     hours = {name: run.config[f"stays.{name}"] for name in ("window_hours", "bin_hours")}
-    return window_settings(run.config["stays.variables"], mapping=run.config["stays.mapping"] or None, **hours)
+    others = {"mapping": run.config["stays.mapping"] or None, "summaries": run.config.get("stays.summaries", False)}
+    return window_settings(run.config["stays.variables"], **hours, **others)
 
 
-def scaler_path(run: Run, name: str) -> Path:
-    """Where the scaler of a task lies."""
-    return run.workdir / "stays" / name / "scaler.json"
+def load_scaler(run: Run, name: str) -> WindowScaler:
+    """What scaled the windows of a task."""
+    return WindowScaler.load(run.workdir / "stays" / name, settings_of(run))
 
 
 def _rebuild_stays(run: Run, record: TaskRecord, params: Any) -> TaskModel:
-    settings, scaler, notes = settings_of(run), Scaler.load(scaler_path(run, record.name)), _notes_of(run)
+    settings, scaler, notes = settings_of(run), load_scaler(run, record.name), _notes_of(run)
 
     def windows(store, labels, *, notes=notes) -> StayWindows:
         return make_windows(collect(store, labels, settings), settings, scaler, notes)
