@@ -21,29 +21,31 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.value_bins = 0  # codes are not read
 
     config.stays.window_hours = 48.0
-    config.stays.bin_hours = 2.0
+    config.stays.bin_hours = 4.0
     config.stays.variables = ("icu",)
+    config.stays.summaries = True
 
     config.model = ConfigDict()
-    config.model.name = "fusion_lstm"
-    config.model.modalities = ("vitals",)
-    # What was measured, and how long ago, carries much of the signal.
-    config.model.inputs = ("values", "observed", "hours_since", "statics")
+    config.model.name = "stay_network"  # ramps over summaries of the window beside an LSTM over its bins
     config.model.hidden_dim = 64
-    config.model.num_layers = 2
-    config.model.dropout_rate = 0.4
+    config.model.num_ramps = 4
+    config.model.dropout_rate = 0.5
+    config.model.feature_dropout_rate = 0.4
+    config.model.series_dropout_rate = 0.3
 
     config.tasks = ("in_hospital_death_48h",)
     config.fallback_tasks = ()
 
     config.optimizer.learning_rate = 1e-3
-    config.train.num_steps = 1500
-    config.train.batch_size = 64
-    config.train.patience = 8
+    config.optimizer.warmup_steps = 60
+    config.optimizer.weight_decay = 0.5
+    config.train.num_steps = 600
+    config.train.batch_size = 200
+    config.train.patience = 12  # as many as there are: the schedule ends before
+    config.train.num_seeds = 5
 
     if arg == "debug":
-        config.stays.bin_hours = 8.0
         config.model.hidden_dim = 8
-        config.model.num_layers = 1
         config.train.num_steps = 20
+        config.train.num_seeds = 2
     return config

@@ -14,6 +14,7 @@ from ehrjax.data.labels import Labels
 from ehrjax.data.tasks import Task
 from ehrjax.evaluate.predict import LINKS
 from ehrjax.metrics.summary import Horizons
+from ehrjax.models.registry import head_name
 from ehrjax.objectives.supervised import make_supervised_objective, supervised_loss
 from ehrjax.objectives.survival import incidence_at, make_survival_objective, num_survival_outputs, survival_loss
 from ehrjax.objectives.survival_grid import TimeGrid, fit_breslow, fit_time_grid
@@ -63,7 +64,8 @@ class Target:
         """
         if not self.base_logits:
             return params
-        return params | {"head": params["head"] | {"bias": jnp.asarray(self.base_logits, jnp.float32)}}
+        head = head_name(params)
+        return params | {head: params[head] | {"bias": jnp.asarray(self.base_logits, jnp.float32)}}
 
     @property
     def linked_horizons(self) -> Horizons | None:

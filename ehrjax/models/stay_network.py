@@ -31,6 +31,8 @@ class StayNetwork(nn.Module):
     a channel of a variable at all time points; `dropout_rate` acts on hidden units. Notes are not read.
     """
 
+    reads_stays = True  # a StayBatch, where other models read visits or tokens
+
     hidden_dim: int = 64
     num_ramps: int = 4
     num_outputs: int = 1
