@@ -5,11 +5,11 @@ Run:     python -m experiments.run --config=configs/physionet2012.py --config.da
 Quick:   the same with configs/physionet2012.py:debug
 Data:    DIR holds folders of text files, or set-a.tar.gz, with Outcomes-a.txt beside them (all sets in DIR are used);
          without test_path, 15 % of the patients are held out. https://physionet.org/content/challenge-2012/
-Expect:  5 minutes on one busy CPU core. Sets a and b (8,000 stays), 1,173 held-out stays, 2026-11-22: AUROC 0.890 [0.864,
-         0.913], boosting on the same inputs 0.885 (difference +0.004 [-0.009, +0.017]), logistic 0.870; AUPRC 0.557 [0.476,
-         0.630], 0.559, 0.500; Brier 0.084, 0.084, 0.090; event1 0.530 [0.460, 0.598], 0.514, 0.497. A single member has
-         AUROC 0.888 (sd 0.002 of five).
-Tried:   fusion_lstm on values, masks and hours since in bins of 2 h, without summaries: AUROC 0.875 [0.847, 0.899], event1
+Expect:  5 minutes on one busy CPU core (reading the files apart). Sets a and b (8,000 stays), 1,173 of them held out,
+         2026-11-22: AUROC 0.890 [0.864, 0.913], boosting on the same inputs 0.885 (difference +0.004 [-0.009, +0.017]),
+         logistic 0.870; AUPRC 0.557 [0.476, 0.630], 0.559, 0.500; Brier 0.084, 0.084, 0.090; event1 0.530 [0.460,
+         0.598], 0.514, 0.497. Single members have AUROC 0.888 (sd 0.002 of five).
+Tried:   fusion_lstm on values, masks and hours since in bins of 2 h, no summaries: AUROC 0.875 [0.847, 0.899], event1
          0.509.
 Score:   event1 is the challenge's: the lesser of sensitivity and positive predictivity, the threshold chosen on val.
 """
