@@ -164,19 +164,20 @@ def test_a_visit_that_fills_its_window_takes_the_base_rates(trained):
     np.testing.assert_array_equal(scores[0], frequency)
 
 
-def test_a_patient_is_the_mean_of_its_windows(trained):
+def test_a_patient_is_the_mean_over_its_windows_of_the_mean_state_of_their_codes(trained):
     records = trained.records["test"]
     vectors = patient_embeddings(trained, "test").vectors
-    sums, counts = np.zeros_like(vectors), np.zeros(len(vectors))
+    of_windows = {patient: [] for patient in range(len(vectors))}
+    params = {"params": trained.fitted.params["encoder"]}
     for batch in trained.loaders["test"].eval_batches():
-        params = {"params": trained.fitted.params["encoder"]}
-        pooled = jax.device_get(trained.model.encoder.apply(params, batch).pooled)
+        states = jax.device_get(trained.model.encoder.apply(params, batch, causal=False).tokens)
         for row, slot in zip(*np.nonzero(batch.example_ids >= 0), strict=True):
+            is_own_code = (batch.segment_ids[row] == slot + 1) & (batch.code_visits[row] >= 0)
             patient = records.windows.example_index[batch.example_ids[row, slot]]
-            sums[patient] += pooled[row, slot]
-            counts[patient] += 1
-    assert counts.max() > 1 and counts.min() > 0
-    np.testing.assert_allclose(vectors, sums / counts[:, None], rtol=1e-4, atol=1e-5)
+            of_windows[patient].append(states[row, is_own_code].mean(0))
+    assert max(map(len, of_windows.values())) > 1
+    expected = np.stack([np.mean(states, 0) for states in of_windows.values()])
+    np.testing.assert_allclose(vectors, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_codes_that_no_row_can_show_are_not_asked_for(tmp_path):
