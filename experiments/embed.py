@@ -75,12 +75,12 @@ def evaluate_patients(trained: Pretrained, data: Data, config: ConfigDict, workd
     test = embeddings["test"].vectors
     options = {"num_resamples": config.eval.num_resamples, "num_draws": config.eval.few_shot_draws}
     options["seed"] = config.train.seed
-    found = embedding_metrics(*embeddings.values(), {k: tuple(v) for k, v in labellings.items()}, **options)
+    clusters = cluster_patients(test, seed=config.train.seed)
+    found = embedding_metrics(*embeddings.values(), {k: tuple(v) for k, v in labellings.items()}, clusters, **options)
     results = found["by"]["diagnoses"]["geometry"] | found
     annotations = annotate(data, embeddings["test"], trained.records["test"].sequences)
-    assignments = cluster_patients(test, seed=config.train.seed).assignments
-    results["clusters"] = _clusters(assignments, annotations, data, trained)
-    _draw(workdir, results, embeddings["test"], assignments, annotations, trained, data, config)
+    results["clusters"] = _clusters(clusters.assignments, annotations, data, trained)
+    _draw(workdir, results, embeddings["test"], clusters.assignments, annotations, trained, data, config)
     return results
 
 

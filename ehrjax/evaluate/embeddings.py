@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from jaxtyping import Bool, Float, Int, Shaped
 from sklearn.metrics import davies_bouldin_score, pairwise_distances, silhouette_score
 
-from ehrjax.evaluate.clusters import agreement, check_vectors, cluster_patients, sample_rows, standardised
+from ehrjax.evaluate.clusters import Clustering, agreement, check_vectors, cluster_patients, sample_rows, standardised
 from ehrjax.evaluate.files import replaced
 from ehrjax.evaluate.probes import NUM_DRAWS, few_shot_curve, linear_probe
 from ehrjax.metrics.bootstrap import NUM_RESAMPLES
@@ -224,6 +224,7 @@ def embedding_metrics(
     train: PatientEmbeddings,
     test: PatientEmbeddings,
     labellings: Mapping[str, tuple[Shaped[np.ndarray, "P ..."], Shaped[np.ndarray, "Q ..."]]],
+    clusters: Clustering,
     *,
     num_resamples: int = NUM_RESAMPLES,
     num_draws: int = NUM_DRAWS,
@@ -231,12 +232,13 @@ def embedding_metrics(
 ) -> dict[str, Any]:
     """Every figure of the test patients' vectors, JSON-ready: `clustering`, and `by` name of a labelling (train, test).
 
+    `clusters` are those of the test patients (`cluster_patients`).
+
     By labelling: `geometry` (`evaluate_embeddings`), `probe`, `few_shot`; for diagnoses `retrieval`
     (`neighbour_overlap`); for classes `agreement` with k-means, k chosen by silhouette and k given as the number of
     classes. A trajectory is a class, say the `next_new_diagnosis`.
     """
     vectors = (train.vectors, test.vectors)
-    clusters = cluster_patients(test.vectors, seed=seed)
     by = {}
     for name, labels in labellings.items():
         table = _judge_by_classes if np.ndim(labels[1]) == 1 else _judge_by_diagnoses

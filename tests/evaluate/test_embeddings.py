@@ -9,6 +9,7 @@ import pytest
 from sklearn.metrics import davies_bouldin_score, silhouette_score
 
 from ehrjax.evaluate import embeddings as module
+from ehrjax.evaluate.clusters import cluster_patients
 from ehrjax.evaluate.embeddings import (
     PatientEmbeddings,
     diagnosis_tokens,
@@ -213,7 +214,7 @@ def test_all_figures_of_two_labellings():
     classes = np.where(np.arange(120) % 10, labels @ [1, 2, 4] // 4, -1)
     train, test = _embeddings(vectors[:60]), _embeddings(vectors[60:])
     labellings = {"diagnoses": (labels[:60], labels[60:]), "class": (classes[:60], classes[60:])}
-    table = embedding_metrics(train, test, labellings, num_resamples=30)
+    table = embedding_metrics(train, test, labellings, cluster_patients(test.vectors), num_resamples=30)
     assert (table["num_train"], table["num_test"]) == (60, 60) and table["clustering"]["num_clusters"] >= 2
     diagnoses, by_class = table["by"]["diagnoses"], table["by"]["class"]
     assert diagnoses.keys() == {"geometry", "retrieval", "probe", "few_shot"}
@@ -229,5 +230,7 @@ def test_all_figures_of_two_labellings():
 def test_figures_of_nobody_are_reasons(num_patients):
     few = _embeddings(np.zeros((num_patients, 2)))
     unknown, sets = np.full(num_patients, -1), np.zeros((num_patients, 2), bool)
-    table = embedding_metrics(few, few, {"class": (unknown, unknown), "diagnoses": (sets, sets)})
+    table = embedding_metrics(
+        few, few, {"class": (unknown, unknown), "diagnoses": (sets, sets)}, cluster_patients(few.vectors)
+    )
     assert all("reason" in row["probe"] and "reason" in row["geometry"] for row in table["by"].values())
