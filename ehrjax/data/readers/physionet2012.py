@@ -73,11 +73,12 @@ _ARCHIVE_NAME = re.compile(r".+\.(tar\.gz|tgz)", re.IGNORECASE)
 _CLOCK = re.compile(r"(\d{1,4}):([0-5]\d)")
 _MAX_STAY_BYTES = 16 << 20  # real ones have some ten kilobytes
 _HEADER = b"Time,Parameter,Value\n"
+_PLAIN_START = re.compile(re.escape(_HEADER) + rb"\d\d:\d\d,RecordID,\d+\n")
 _BUNDLE_BYTES = 1 << 20
 
 
 def read_physionet2012(path: str | Path, *, label: str | None = None) -> EventStream:
-    """Events of all sets in the folder `path` (or of one archive), stays first, a batch a stay.
+    """Events of all sets in the folder `path` (or of one archive), stays first, one after another in batches of one.
 
     `label` names the data set in `EventBatch.file` (default: its name). A stay read before, in another set or unpacked
     beside its archive, is quarantined as `duplicate_stay`, an outcome of a stay that is not there as `unknown_patient`.
@@ -193,7 +194,7 @@ def _bundle(tables: Iterator[Table]) -> Iterator[_Bundle]:
 
 
 def _plain_body(source: Path | BinaryIO) -> bytes | None:
-    """Rows of a file as the challenge has them, a line each; None of one with quotes, blank lines or other columns."""
+    """Rows of a file as the challenge has them, a line each and first its RecordID; None of any other file."""
     if isinstance(source, Path):
         if source.stat().st_size > _BUNDLE_BYTES:
             return None
@@ -203,12 +204,12 @@ def _plain_body(source: Path | BinaryIO) -> bytes | None:
     text = text.replace(b"\r\n", b"\n")
     text += b"" if text.endswith(b"\n") else b"\n"
     num_rows = text.count(b"\n") - 1
-    is_plain = text.startswith(_HEADER) and text.isascii() and text.count(b",") == 2 * (num_rows + 1)
+    is_plain = _PLAIN_START.match(text) and text.isascii() and text.count(b",") == 2 * (num_rows + 1)
     return None if not is_plain or re.search(rb'["\r\0]|\n\n', text) else text[len(_HEADER) :]
 
 
 def _read_stays(bundle: _Bundle, known: set[int]) -> Iterator[EventBatch]:
-    """A batch a stay; `known` are the stays read before, to which those of the bundle are added."""
+    """A batch a stay, or two where a block ends in it; `known` are the stays read before, and then also these."""
     subjects, is_duplicate = np.full(len(bundle.files), -1), np.zeros(len(bundle.files), bool)
     for block in read_table(bundle.table, _STAY_FIELDS):
         kind, stay = _parameters(block), _stay_of(bundle, block.row)
