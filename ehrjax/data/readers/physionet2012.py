@@ -119,9 +119,16 @@ def _find_outcomes(root: Path, label: str) -> Iterator[Table]:
     """All outcomes in the folder; for a single set those of its letter beside it."""
     for file in _files(root, _OUTCOME_NAME) if root.is_dir() else ():
         yield Table(file, f"{label}/{file.relative_to(root).as_posix()}")
-    beside = re.sub(r"(?i)^set-(\w+?)(\.tar\.gz|\.tgz)?$", r"Outcomes-\1.txt", root.name)
-    if beside != root.name and (root.parent / beside).is_file():
-        yield Table(root.parent / beside, f"{label}/{beside}")
+    for file in files_beside(root):
+        yield Table(file, f"{label}/{file.name}")
+
+
+def files_beside(path: str | Path) -> list[Path]:
+    """What is read beside a single set (`set-a.tar.gz`, or a folder `set-a`): its outcomes, where they are there."""
+    root = Path(path).absolute()
+    name = re.sub(r"(?i)^set-(\w+?)(\.tar\.gz|\.tgz)?$", r"Outcomes-\1.txt", root.name)
+    beside = root.parent / name
+    return [beside] if name != root.name and beside.is_file() else []
 
 
 def _files(root: Path, name: re.Pattern) -> list[Path]:
