@@ -54,6 +54,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.pretrain.num_steps = 1600
     config.pretrain.objectives.mlm = 1.0
     config.pretrain.objectives.next_visit = 1.0
+    config.pretrain.mask_rate = 0.3  # double of what is usual: see above
     config.pretrain.learning_rate = 3e-3
     config.pretrain.batch_size = 8
 
