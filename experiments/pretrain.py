@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ehrjax.data.cutoff import begun_after
-from ehrjax.data.masking import draw_eval_mask
+from ehrjax.data.masking import EVAL_MASK_RATE, draw_eval_mask
 from ehrjax.data.sequences import build_patient_sequences
 from ehrjax.data.token_batching import TokenBatches
 from ehrjax.data.windows import Windows, cut_windows
@@ -116,7 +116,7 @@ def _read_records(split: str, data: Data, config: ConfigDict) -> Records:
     # A visit that fills a row loses its last codes there: nothing may be asked of codes that no model is shown.
     max_codes = min(config.data.max_codes, config.data.max_tokens - 2)
     sequences = build_patient_sequences(store, data.vocab, data.splits[split], max_codes=max_codes)
-    hidden = draw_eval_mask(sequences, mask_rate=config.pretrain.mask_rate, seed=config.data.seed)
+    hidden = draw_eval_mask(sequences, mask_rate=EVAL_MASK_RATE, seed=config.data.seed)
     is_asked = None
     if split == "test" and data.cutoff is not None:
         is_asked = begun_after(store, sequences.subject_ids, data.cutoff)

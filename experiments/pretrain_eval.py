@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ehrjax.data.events import code_type
+from ehrjax.data.masking import EVAL_MASK_RATE
 from ehrjax.evaluate.masked_baselines import fit_masked_baselines
 from ehrjax.evaluate.next_visit_baselines import (
     BASELINES,
@@ -58,7 +59,7 @@ def _evaluate_masked(trained: Pretrained, data: Data, config: ConfigDict) -> dic
         sequences["train"],
         sequences["val"],
         _types(data),
-        mask_rate=config.pretrain.mask_rate,
+        mask_rate=EVAL_MASK_RATE,
         seed=config.train.seed,
         max_steps=config.eval.masked_steps,
     )

@@ -14,6 +14,7 @@ from ehrjax.data.vocab import fit_vocabulary
 from ehrjax.data.windows import cut_windows
 from ehrjax.evaluate.next_visit_baselines import next_visit_targets
 from ehrjax.models.pretraining import Pretraining
+from experiments import pretrain
 from experiments.embed import patient_embeddings
 from experiments.pretrain import Records, _read_records
 from experiments.pretrain_eval import (
@@ -180,14 +181,15 @@ def test_a_patient_is_the_mean_over_its_windows_of_the_mean_state_of_their_codes
     np.testing.assert_allclose(vectors, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_codes_that_no_row_can_show_are_not_asked_for(tmp_path):
+def test_codes_that_no_row_can_show_are_not_asked_for(tmp_path, monkeypatch):
     """A visit of ten codes in rows of eight tokens: [CLS], six codes, [SEP]."""
     events = [(1, "2020-01-01", f"LAB//{number}", None, 1) for number in range(10)]
     store = make_store(tmp_path, events)
     vocab = fit_vocabulary(store, np.array([1]), min_count=1, max_size=100)
     data = SimpleNamespace(stores=(store,), vocab=vocab, splits={"val": np.array([1])})
     config = ConfigDict({"data": {"max_codes": 64, "max_tokens": 8, "seed": 0}})
-    config.pretrain = ConfigDict({"mask_rate": 0.9, "predict_values": True})
+    config.pretrain = ConfigDict({"mask_rate": 0.3, "predict_values": True})
+    monkeypatch.setattr(pretrain, "EVAL_MASK_RATE", 0.9)
     records = _read_records("val", data, config)
     assert len(records.sequences.codes) == len(records.windows.code_index) == 6
     assert records.hidden.any() and len(records.hidden) == 6

@@ -11,6 +11,7 @@ from ehrjax.data.vocab import MASK
 from ehrjax.types import FIRST_CODE, MaskedCodes, VisitSequences
 
 SHOW_MASK, SHOW_RANDOM = 0.8, 0.1  # shares of the chosen; the rest show themselves
+EVAL_MASK_RATE = 0.15  # the usual one, whatever a model is trained at, so that figures of runs can be set side by side
 
 
 def num_mask_slots(num_tokens: int, mask_rate: float) -> int:
