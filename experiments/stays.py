@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ehrjax.data.labels import Labels
-from ehrjax.data.note_cache import embed_cached
+from ehrjax.data.note_cache import embed_sentences
 from ehrjax.data.note_features import count_features
 from ehrjax.data.notes import Notes, build_notes
 from ehrjax.data.stay_batching import StayWindows
@@ -22,7 +22,7 @@ from ehrjax.models.minilm_texts import load_text_encoder
 from ehrjax.models.minilm_weights import find_folder
 from experiments import build
 
-TEXTS_AT_ONCE = 50_000  # in memory
+TEXTS_AT_ONCE = 5_000  # with the vectors of their sentences in memory
 
 
 class StayData(NamedTuple):
@@ -87,16 +87,19 @@ def prepare_notes(config: ConfigDict, workdir: Path, simulated: Path | None) -> 
 
 
 def _embed(notes: Notes, config: ConfigDict, workdir: Path) -> np.ndarray:
-    """MiniLM's vectors [num_texts, 384], scaled from length 1 to entries of about 1, as layers expect them."""
+    """Mean of MiniLM's vectors of the sentences of each text beside what `_state` finds, [num_texts, 384 + 2 F].
+
+    MiniLM hardly tells "no confusion" from "confusion", which the lexicon does; the lexicon lacks most other wordings.
+    """
     encoder = load_text_encoder(_find_weights(config))
     settings = {"model_id": encoder.model_id, "width": encoder.width, "progress": True}
     vectors = np.empty((len(notes.texts), encoder.width), np.float32)
     for start in range(0, len(vectors), TEXTS_AT_ONCE):
         texts = notes.texts.slice(start, TEXTS_AT_ONCE).to_pylist()
-        vectors[start : start + len(texts)] = embed_cached(
+        vectors[start : start + len(texts)] = embed_sentences(
             texts, encoder.embed, workdir / "data" / "note_cache", **settings
         )
-    return vectors * np.float32(np.sqrt(encoder.width))
+    return np.concatenate([vectors, _state(notes, config, workdir)], axis=1)
 
 
 def _state(notes: Notes, config: ConfigDict, workdir: Path) -> np.ndarray:
@@ -113,7 +116,7 @@ def make_parts(
 ) -> dict[str, StayWindows]:
     """Windows by split, scaled as train says; writes both that and counts of measurements to `stays/TASK/`."""
     found = {split: collect(stores[split], labels, stays.settings) for split, labels in parts.items()}
-    scaler = fit_scaler(found["train"], stays.settings)
+    scaler = fit_scaler(found["train"], stays.settings, stays.notes)
     folder = workdir / "stays" / name
     for file, part in scaler.files.items():
         with replaced(folder / file) as partial:

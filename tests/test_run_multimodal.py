@@ -1,6 +1,7 @@
 """The main job with notes: three forms, their oracles and differences, an audit that changes later notes too."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ from configs import multimodal
 from ehrjax.data import simulate_stays
 from ehrjax.data.stay_windows import collect, fit_scaler
 from ehrjax.evaluate.audit.index_time import blank_labels, check_inputs
-from ehrjax.evaluate.audit.model import rebuild, settings_of
+from ehrjax.evaluate.audit.model import notes_of, rebuild, settings_of
 from ehrjax.evaluate.audit.scaler import check_scaler
 from ehrjax.evaluate.audit.workdir import read_run
 from ehrjax.evaluate.tables import modality_rows, results_table
@@ -93,17 +94,22 @@ def test_notes_from_after_the_index_time_are_found(finished):
     assert check_inputs(record.tested, run.stores[0], leaking)[0].passed is False
 
 
-def test_a_scaler_that_saw_test_patients_is_found(finished, tmp_path):
+@pytest.mark.parametrize("leaking", [("scaler.json", "notes.npz"), ("notes.npz",)])
+def test_a_scaler_that_saw_test_patients_is_found(finished, tmp_path, leaking):
+    """Also where the means of the notes alone saw them."""
     run = read_run(finished[0])
     record = run.tasks[TASK]
     other = SimpleNamespace(**{**vars(run), "workdir": tmp_path})
     rows = record.index_rows(np.concatenate(list(run.splits.values())))
     folder = tmp_path / "stays" / TASK
-    folder.mkdir(parents=True)
-    seen = fit_scaler(collect(run.stores[0], blank_labels(rows), settings_of(run)), settings_of(run))
-    seen.scaler.save(folder / "scaler.json")
+    shutil.copytree(run.workdir / "stays" / TASK, folder)
+    (tmp_path / "data").symlink_to(run.workdir / "data")
+    assert check_scaler(other, record).passed
+    seen = fit_scaler(collect(run.stores[0], blank_labels(rows), settings_of(run)), settings_of(run), notes_of(run))
+    for name in leaking:
+        seen.files[name].save(folder / name)
     finding = check_scaler(other, record)
-    assert finding.passed is False and "train and val and test" in finding.detail
+    assert finding.passed is False and finding.detail.startswith("it is not that of the train rows")
 
 
 def test_missing_weights_are_told_with_the_ways_to_get_them(tmp_path):
@@ -124,7 +130,7 @@ def test_missing_notes_and_unknown_encoders_are_told(tmp_path):
 
 
 def test_vectors_of_notes_are_made_once(tmp_path, monkeypatch):
-    """The cache answers the second time; entries have the size of about 1 that layers expect."""
+    """Sentence by sentence; the cache answers the second time."""
     embedded = []
 
     class Encoder:
@@ -132,14 +138,15 @@ def test_vectors_of_notes_are_made_once(tmp_path, monkeypatch):
 
         def embed(self, texts):
             embedded.extend(texts)
-            return np.full((len(texts), 4), 0.5, np.float32)
+            return np.array([[len(text)] * 4 for text in texts], np.float32)
 
     monkeypatch.setattr(stays, "load_text_encoder", lambda folder: Encoder())
     monkeypatch.setattr(stays, "_find_weights", lambda config: tmp_path)
     table = tmp_path / "notes.csv"
-    table.write_text("subject_id,time,text\n1,2020-01-01,calm\n2,2020-01-01,calm\n2,2020-01-02,worse\n")
+    table.write_text("subject_id,time,text\n1,2020-01-01,calm\n2,2020-01-01,calm\n2,2020-01-02,Worse; calm\n")
     config = small(note_encoder="minilm", notes=str(table))
     for _ in range(2):
         found = stays.prepare_notes(config, tmp_path / "run", None)
-        assert found.vectors.shape == (2, 4) and (found.vectors == 1.0).all()
-    assert sorted(embedded) == ["calm", "worse"]
+        np.testing.assert_array_equal(found.vectors[:, :4], np.repeat([[4.0], [5.0]], 4, axis=1))
+        np.testing.assert_array_equal(found.vectors[:, 4:].sum(axis=1), [0, 1])  # "worse" is of the lexicon
+    assert sorted(embedded) == ["Worse;", "calm"]

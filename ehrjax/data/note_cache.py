@@ -1,4 +1,4 @@
-"""Text embeddings kept on disk by the content of the text: a note is embedded once, whatever run asks for it.
+"""Text embeddings kept on disk by the content of the text: a sentence is embedded once, whatever run asks for it.
 
 `FOLDER/MODEL_ID/*.npy`, each an array of records: a key (the SHA-256 of the text's UTF-8, its first 32 hex digits) and
 a float32 vector. Files appear whole or not at all and are never changed, so a killed run goes on where it was and
@@ -7,6 +7,7 @@ several processes may share a folder.
 
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,9 @@ from jaxtyping import Bool, Float, Shaped
 from tqdm import tqdm
 
 TEXTS_A_FILE = 1024  # at most so many are embedded again after a kill
+# A line that goes on in lower case goes on with the sentence. "Mrs. R. has" does not end one.
+_SOFT_WRAP = re.compile(r"\r?\n(?=[ \t]*[a-z])")
+_SENTENCE_END = re.compile(r"(?<=[.;?!])(?<!\b[A-Z]\.)(?<!\b[DM][rs]\.)(?<!\bMrs\.)\s+|\r?\n")
 
 Embed = Callable[[list[str]], Float[np.ndarray, "n D"]]
 
@@ -41,6 +45,42 @@ def embed_cached(
             _write(folder, unique[part], vectors[part])
             bar.update(len(part))
     return vectors[places]
+
+
+def embed_sentences(
+    texts: Sequence[str], embed: Embed, folder: str | Path, *, model_id: str, width: int, progress: bool = False
+) -> Float[np.ndarray, "N D"]:
+    """Mean vector of the sentences of each text, each distinct sentence embedded once; else as `embed_cached`.
+
+    A sentence says one thing, which its vector holds well; the vector of a whole note blurs what it states and denies.
+    Notes repeat sentences far more than they repeat themselves, and none is too long for the encoder.
+    """
+    if not len(texts):
+        return np.zeros((0, width), np.float32)
+    parts = [split_sentences(text) for text in texts]
+    vectors = embed_cached(
+        [sentence for part in parts for sentence in part],
+        embed,
+        folder,
+        model_id=model_id,
+        width=width,
+        progress=progress,
+    )
+    counts = np.array([len(part) for part in parts])
+    sums = np.add.reduceat(vectors, np.cumsum(counts) - counts, axis=0)
+    return sums / counts[:, None].astype(np.float32)
+
+
+def split_sentences(text: str) -> list[str]:
+    """Sentences of a clinical note: up to a full stop, semicolon, question or exclamation mark, or the line's end.
+
+    What holds no letter or digit is left out, unless the whole text does not.
+
+    >>> split_sentences("Mr R. is alert; no SOB at 2.5 L\\nof oxygen. Cough?")
+    ['Mr R. is alert;', 'no SOB at 2.5 L of oxygen.', 'Cough?']
+    """
+    parts = (part.strip() for part in _SENTENCE_END.split(_SOFT_WRAP.sub(" ", text)))
+    return [part for part in parts if any(map(str.isalnum, part))] or [text]
 
 
 def content_keys(texts: Sequence[str]) -> Shaped[np.ndarray, "N"]:

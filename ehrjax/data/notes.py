@@ -186,16 +186,23 @@ def notes_until(
     return NoteJoin(offsets, rows, num_after, int((~np.isin(notes.subject_ids, subject_ids)).sum()))
 
 
-def mean_vectors(
-    offsets: Int[np.ndarray, "M+1"], rows: Int[np.ndarray, "num_pairs"], embeddings: Float[np.ndarray, "n D"]
+def recent_vectors(
+    join: NoteJoin, notes: Notes, embeddings: Float[np.ndarray, "num_texts D"], *, half_life_hours: float
 ) -> tuple[Float[np.ndarray, "M D"], Bool[np.ndarray, "M"]]:
-    """Mean note vector of each index row (float32; zeros without a note), and which rows have a note.
+    """Weighted mean vector of each index row's notes (float32; zeros without a note), and which rows have a note.
 
-    `rows` are rows of `embeddings`: with one vector a distinct text, pass `notes.text_ids[join.rows]`.
+    A note weighs half as much as one written `half_life_hours` later. `embeddings` has a vector a distinct text.
     """
-    counts = np.diff(offsets)
-    weights = (1 / np.repeat(np.maximum(counts, 1), counts)).astype(np.float32)
-    return sum_rows(offsets, rows, embeddings, weights).astype(np.float32, copy=False), counts > 0
+    rows, counts = join.rows, np.diff(join.offsets)
+    has_notes = counts > 0
+    latest = np.repeat(notes.times[rows[join.offsets[1:][has_notes] - 1]], counts[has_notes])
+    # Of the row's latest note, not of the index time: a sum of weights is then at least 1 however old the notes are.
+    age_hours = (latest - notes.times[rows]) / (3600 * _SECOND)
+    weights = 0.5 ** (age_hours / half_life_hours)
+    if len(rows):
+        weights /= np.repeat(np.add.reduceat(weights, join.offsets[:-1][has_notes]), counts[has_notes])
+    vectors = sum_rows(join.offsets, notes.text_ids[rows], embeddings, weights.astype(np.float32))
+    return vectors.astype(np.float32, copy=False), has_notes
 
 
 def sum_rows(offsets, rows, values: Shaped[np.ndarray, "n D"], weights=None) -> Shaped[np.ndarray, "M D"]:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from ehrjax.data.labels import Labels
-from ehrjax.data.notes import Notes, Stays, mean_vectors, notes_until
+from ehrjax.data.note_scaler import NoteScaler
+from ehrjax.data.notes import Notes, Stays, notes_until, recent_vectors
 from ehrjax.data.shards import NULL_TIME
 from ehrjax.data.stay_batching import StayWindows
 from ehrjax.data.tasks import ADMISSION_CODES, INPATIENT_CLASSES, match_codes
@@ -24,6 +25,7 @@ from ehrjax.data.vital_summaries import QuantileTransform, summarize
 from ehrjax.data.vitals import Measurements, Scaler, Statics, collect_measurements, collect_statics, to_grid
 
 VARIABLE_SETS = {"vitals": VITALS, "icu": ICU_VARIABLES}
+NOTE_HALF_LIFE_HOURS = 24.0  # of a note's weight in the mean vector of a window
 STAY_STARTS = (*INPATIENT_CLASSES, "ENCOUNTER//icu*", *ADMISSION_CODES)
 
 
@@ -109,28 +111,39 @@ def collect(store, labels: Labels, settings: WindowSettings) -> Collected:
 
 @dataclass(frozen=True)
 class WindowScaler:
-    """What train's windows decide: means and deviations, and with `WindowSettings.summaries` the ranks as well."""
+    """What train's windows decide: means and deviations, and with `WindowSettings.summaries` the ranks as well.
+
+    `notes` is None where it was fitted without notes: their vectors then stay as they are.
+    """
 
     scaler: Scaler
     ranks: QuantileTransform | None = None  # of measurements
     summaries: QuantileTransform | None = None
+    notes: NoteScaler | None = None
 
     @property
-    def files(self) -> dict[str, Scaler | QuantileTransform]:
+    def files(self) -> dict[str, Scaler | QuantileTransform | NoteScaler]:
         """The parts, each with a `save(path)`, by the file name that `load` looks for."""
-        parts = {"scaler.json": self.scaler, "ranks.npz": self.ranks, "summaries.npz": self.summaries}
+        parts = {
+            "scaler.json": self.scaler,
+            "ranks.npz": self.ranks,
+            "summaries.npz": self.summaries,
+            "notes.npz": self.notes,
+        }
         return {name: part for name, part in parts.items() if part is not None}
 
     @classmethod
-    def load(cls, folder: str | Path, settings: WindowSettings) -> "WindowScaler":
+    def load(cls, folder: str | Path, settings: WindowSettings, *, reads_notes: bool = False) -> "WindowScaler":
         """From a folder of `files`. Raises FileNotFoundError, or ValueError naming the file."""
         folder, names = Path(folder), ("ranks.npz", "summaries.npz") if settings.summaries else ()
-        return cls(Scaler.load(folder / "scaler.json"), *(QuantileTransform.load(folder / name) for name in names))
+        ranks = {name.removesuffix(".npz"): QuantileTransform.load(folder / name) for name in names}
+        notes = NoteScaler.load(folder / "notes.npz") if reads_notes else None
+        return cls(Scaler.load(folder / "scaler.json"), **ranks, notes=notes)
 
     def __eq__(self, other: object) -> bool:
         if (
             not isinstance(other, WindowScaler)
-            or self.scaler != other.scaler
+            or (self.scaler, self.notes) != (other.scaler, other.notes)
             or self.files.keys() != other.files.keys()
         ):
             return False
@@ -140,22 +153,23 @@ class WindowScaler:
         )
 
 
-def fit_scaler(train: Collected, settings: WindowSettings) -> WindowScaler:
+def fit_scaler(train: Collected, settings: WindowSettings, notes: NoteVectors | None = None) -> WindowScaler:
     """What scales windows, fitted on these label rows: train's. Raises ValueError where there are none."""
     rows, measurements, ranks, summaries = np.arange(len(train.labels.times)), train.measurements, None, None
     if settings.summaries:
         summaries = QuantileTransform.fit_summaries(summarize(measurements), rows)
         ranks = QuantileTransform.fit_measurements(measurements, rows)
         measurements = ranks.encode_measurements(measurements)
-    return WindowScaler(Scaler.fit(measurements, train.statics, rows), ranks, summaries)
+    of_notes = None if notes is None else NoteScaler.fit(*_note_vectors(train, notes))
+    return WindowScaler(Scaler.fit(measurements, train.statics, rows), ranks, summaries, of_notes)
 
 
 def make_windows(
     found: Collected, settings: WindowSettings, scaler: WindowScaler, notes: NoteVectors | None = None
 ) -> StayWindows:
-    """One window a label row, in the rows' order; a row has the mean vector of its stay's notes up to its index time.
+    """One window a label row, in the rows' order, with the weighted mean of the vectors of its stay's notes so far.
 
-    Without `notes` the note vectors have width 0.
+    A note weighs half as much as one written `NOTE_HALF_LIFE_HOURS` later. Without `notes` the width is 0.
     """
     labels, measurements = found.labels, found.measurements
     if scaler.ranks is not None:
@@ -168,9 +182,8 @@ def make_windows(
         statics = np.concatenate([statics, of_window], axis=1)
     vectors, has_notes = np.zeros((len(labels.times), 0), np.float32), np.zeros(len(labels.times), bool)
     if notes is not None:
-        stays = Stays(found.starts, labels.times, np.full(len(labels.times), -1))
-        join = notes_until(notes.notes, labels.subject_ids, labels.times, stays=stays)
-        vectors, has_notes = mean_vectors(join.offsets, notes.notes.text_ids[join.rows], notes.vectors)
+        vectors, has_notes = _note_vectors(found, notes)
+        vectors = vectors if scaler.notes is None else scaler.notes.scale(vectors, has_notes)
     return StayWindows(
         subject_ids=labels.subject_ids,
         times=labels.times,
@@ -185,6 +198,14 @@ def make_windows(
         labels=labels.values,
         label_mask=labels.mask,
     )
+
+
+def _note_vectors(found: Collected, notes: NoteVectors) -> tuple[Float[np.ndarray, "N D"], Bool[np.ndarray, "N"]]:
+    """Of each label row's stay up to its index time, not yet scaled, and which rows have any."""
+    labels = found.labels
+    stays = Stays(found.starts, labels.times, np.full(len(labels.times), -1))
+    join = notes_until(notes.notes, labels.subject_ids, labels.times, stays=stays)
+    return recent_vectors(join, notes.notes, notes.vectors, half_life_hours=NOTE_HALF_LIFE_HOURS)
 
 
 def stay_starts(store, subject_ids: np.ndarray, times: np.ndarray) -> np.ndarray:

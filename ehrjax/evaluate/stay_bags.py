@@ -17,7 +17,7 @@ def stay_features(stays: StayWindows, rows: Int[Array, "n"] | None = None) -> Fe
 
     `counts` are time points with a measurement, `recent` those in the last quarter and half of the window. `dense`
     starts as in `bags.DENSE_NAMES`, with statics[0] for the age, time points for visits, measurements for codes and
-    time points since the last measurement for gaps; then the other statics, the mean note vector, and of each variable
+    time points since the last measurement for gaps; then the other statics, the note vector, and of each variable
     the mean, standard deviation, least, greatest, first and last scaled value, 0 (train's mean) where there is none,
     and the log of hours since.
     """

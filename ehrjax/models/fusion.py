@@ -1,10 +1,10 @@
-"""Fusion LSTM: vital signs as a time series and a mean note vector -> logits of a hospital stay.
+"""Fusion LSTM: vital signs as a time series and a note vector -> logits of a hospital stay.
 
 Joint fusion in the sense of Huang et al. (2020, npj Digital Medicine 3:136), for vitals and notes as in Khadanga et al.
 (2019, arXiv:1909.09702):
 
     vitals [T K]  -> 2-layer LSTM 128, last state -> Dense 32
-    notes  [384]  -> Dense 64 -> Dense 32
+    notes  [D]    -> Dense 64 -> Dense 32
     both   [64]   -> Dense 32 -> Dense 16 -> Dense 1
 
 with ReLU after each Dense but the last. Parameters with six vitals as values, note vectors of 384 and one output: both

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ehrjax.data.events import NO_VISIT
-from ehrjax.data.notes import Stays, build_notes, make_notes, mean_vectors, notes_until, open_notes
+from ehrjax.data.notes import Stays, build_notes, make_notes, notes_until, open_notes, recent_vectors
 from tests.data.helpers import microseconds, seconds
 
 HOUR = 3_600_000_000
@@ -271,15 +271,35 @@ def test_empty_sides_and_faulty_input():
         make_notes(np.array([1, 1]), np.array([0, 1]), ["a", " "])
 
 
-def test_mean_vectors():
-    embeddings = np.array([[1, 0], [3, 2], [5, 5]], np.float32)
-    vectors, has_notes = mean_vectors(np.array([0, 2, 2, 3]), np.array([0, 1, 2]), embeddings)
-    np.testing.assert_array_equal(vectors, [[2, 1], [0, 0], [5, 5]])
-    assert vectors.dtype == np.float32 and has_notes.tolist() == [True, False, True]
-    vectors, has_notes = mean_vectors(np.array([0]), np.array([], np.int64), embeddings)
-    assert vectors.shape == (0, 2) and has_notes.shape == (0,)
-    with pytest.raises(ValueError, match="row 3 of the notes has no values"):
-        mean_vectors(np.array([0, 1]), np.array([3]), embeddings)
+def test_a_note_weighs_half_of_one_that_is_a_half_life_later():
+    notes = make_notes(np.array([1, 1, 1, 3]), np.array([0, 10, 30, 0]) * HOUR, ["a", "b", "a", "c"])
+    embeddings = np.array([[7, 0], [0, 7], [5, 5]], np.float32)  # of "a", "b", "c"
+    subjects, index = np.array([1, 2, 3, 1, 1]), np.array([10, 10, 99, 30, 40]) * 3600
+    join = notes_until(notes, subjects, index)
+    vectors, has_notes = recent_vectors(join, notes, embeddings, half_life_hours=10)
+    expected = [[7 / 3, 14 / 3], [0, 0], [5, 5], [63 / 11, 14 / 11], [63 / 11, 14 / 11]]
+    np.testing.assert_allclose(vectors, expected, rtol=1e-6)
+    assert vectors.dtype == np.float32 and has_notes.tolist() == [True, False, True, True, True]
+    evenly, _ = recent_vectors(join, notes, embeddings, half_life_hours=1e9)
+    np.testing.assert_allclose(evenly[3], [14 / 3, 7 / 3], rtol=1e-6)
+
+
+def test_weights_of_notes_that_are_years_apart_or_old_are_finite():
+    notes = make_notes(np.array([1, 1]), np.array([0, 90_000]) * HOUR, ["a", "b"])
+    join = notes_until(notes, np.array([1, 1]), np.array([80_000, 190_000]) * 3600)
+    vectors, _ = recent_vectors(join, notes, np.eye(2, dtype=np.float32), half_life_hours=1)
+    np.testing.assert_array_equal(vectors, [[1, 0], [0, 1]])
+
+
+def test_vectors_of_no_rows_no_notes_and_too_few_texts():
+    notes = make_notes(np.array([1]), np.array([0]), ["a"])
+    for subjects in (np.array([], np.int64), np.array([2, 2])):
+        join = notes_until(notes, subjects, np.zeros(len(subjects), np.int64))
+        vectors, has_notes = recent_vectors(join, notes, np.ones((1, 3), np.float32), half_life_hours=1)
+        assert vectors.shape == (len(subjects), 3) and not vectors.any() and not has_notes.any()
+    join = notes_until(notes, np.array([1]), np.array([0]))
+    with pytest.raises(ValueError, match="row 0 of the notes has no values"):
+        recent_vectors(join, notes, np.ones((0, 3), np.float32), half_life_hours=1)
 
 
 def test_seconds_and_datetimes_agree():

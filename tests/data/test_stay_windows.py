@@ -9,7 +9,15 @@ from ehrjax.data.labels import Labels
 from ehrjax.data.notes import make_notes
 from ehrjax.data.perturb import CHANGES, change_after
 from ehrjax.data.shards import NULL_TIME
-from ehrjax.data.stay_windows import NoteVectors, collect, fit_scaler, make_windows, stay_starts, window_settings
+from ehrjax.data.stay_windows import (
+    NOTE_HALF_LIFE_HOURS,
+    NoteVectors,
+    collect,
+    fit_scaler,
+    make_windows,
+    stay_starts,
+    window_settings,
+)
 from ehrjax.data.variables import ICU_VARIABLES, VITALS
 from tests.data.helpers import make_store, microseconds, seconds
 
@@ -121,8 +129,25 @@ def test_notes_are_of_this_stay_and_not_later(tmp_path):
     texts = ["an earlier stay", "first", "second", "later", "an outpatient"]
     notes = make_notes(np.array([1, 1, 1, 1, 3]), np.array([microseconds(t) for t in times]), texts)
     windows = windows_of(make_store(tmp_path, EVENTS), notes=NoteVectors(notes, np.eye(5, dtype=np.float32)))
-    assert windows.notes.tolist() == [[0, 0.5, 0.5, 0, 0], [0] * 5, [0, 0, 0, 0, 1]]
+    late = 1 / (1 + 0.5 ** (1.5 / NOTE_HALF_LIFE_HOURS))
+    expected = [[0, 1 - late, late, 0, 0], [0] * 5, [0, 0, 0, 0, 1]]
+    np.testing.assert_allclose(windows.notes, expected, rtol=1e-6)
     assert windows.has_notes.tolist() == [True, False, True]
+
+
+def test_note_vectors_are_scaled_as_the_rows_say_that_were_fitted_on(tmp_path):
+    texts, times = ["one", "two", "three"], ["2020-01-01 05:30", "2020-01-02 01:00", "2020-01-03 01:00"]
+    notes = make_notes(np.array([1, 2, 3]), np.array([microseconds(t) for t in times]), texts)
+    vectors = NoteVectors(notes, np.array([[1, 4], [3, 4], [99, 5]], np.float32))
+    found = collect(make_store(tmp_path, EVENTS), make_rows(ROWS), SETTINGS)
+    train = collect(make_store(tmp_path / "again", EVENTS), make_rows(ROWS[:2]), SETTINGS)
+    scaler = fit_scaler(train, SETTINGS, vectors)
+    windows = make_windows(found, SETTINGS, scaler, vectors)
+    assert windows.notes.tolist() == [[-1, 0], [1, 0], [10, 0]]
+    for name, part in scaler.files.items():
+        part.save(tmp_path / name)
+    assert scaler.load(tmp_path, SETTINGS, reads_notes=True) == scaler != scaler.load(tmp_path, SETTINGS)
+    assert scaler != fit_scaler(found, SETTINGS, vectors)
 
 
 RANKED = window_settings(("heart_rate", "temperature"), window_hours=6.0, bin_hours=1.0, summaries=True)

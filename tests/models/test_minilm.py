@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from ehrjax.data import note_cache
-from ehrjax.data.note_cache import embed_cached
+from ehrjax.data.note_cache import embed_cached, embed_sentences, split_sentences
 from ehrjax.models import minilm_texts, minilm_weights
 from ehrjax.models.minilm import MiniLm
 from ehrjax.models.minilm_texts import TextEncoder, load_text_encoder, pack
@@ -266,6 +266,34 @@ def test_the_cache_embeds_a_text_once_and_keeps_the_order(tmp_path):
     assert embed.seen[5:] == ["dddd"]
     cached(["a"], embed, tmp_path, model_id="other")
     assert embed.seen[6:] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("", [""]),
+        (" \n", [" \n"]),
+        ("...", ["..."]),
+        ("Stable", ["Stable"]),
+        ("No SOB. Cough; fever?\tYes!", ["No SOB.", "Cough;", "fever?", "Yes!"]),
+        ("BP 2.5.1 at 7.5 L. -- . Ok", ["BP 2.5.1 at 7.5 L. -- .", "Ok"]),
+        ("Well. -- . Ok", ["Well.", "Ok"]),
+        ("Mr. B and Mrs. C saw Dr. A. Smith. Fine.", ["Mr. B and Mrs. C saw Dr. A. Smith.", "Fine."]),
+        ("one line\r\ngoes on\nNext:\n\n 1. x", ["one line goes on", "Next:", "1.", "x"]),
+    ],
+)
+def test_sentences_of_a_note(text, sentences):
+    assert split_sentences(text) == sentences
+
+
+def test_a_text_is_the_mean_of_its_sentences_each_embedded_once(tmp_path):
+    embed = Counting()
+    texts = ["Bb. Aaa.", "Aaa. Bb. Bb. Ddddd?", ""]
+    for _ in range(2):
+        vectors = embed_sentences(texts, embed, tmp_path, model_id="m", width=2)
+        np.testing.assert_array_equal(vectors, [[3.5, 3.5], [4, 4], [0, 0]])
+    assert embed.seen == ["Bb.", "Aaa.", "Ddddd?", ""]
+    assert embed_sentences([], embed, tmp_path, model_id="m", width=2).shape == (0, 2)
 
 
 def test_the_cache_goes_on_after_a_kill(tmp_path, monkeypatch):

@@ -68,11 +68,23 @@ def settings_of(run: Run) -> WindowSettings:
 
 def load_scaler(run: Run, name: str) -> WindowScaler:
     """What scaled the windows of a task."""
-    return WindowScaler.load(run.workdir / "stays" / name, settings_of(run))
+    return WindowScaler.load(run.workdir / "stays" / name, settings_of(run), reads_notes=_reads_notes(run))
+
+
+def notes_of(run: Run) -> NoteVectors | None:
+    """The run's notes with their vectors; None where the model reads none."""
+    if not _reads_notes(run):
+        return None
+    folder = run.workdir / "data"
+    return NoteVectors(open_notes(folder / "notes"), np.load(folder / "note_vectors.npy", mmap_mode="r"))
+
+
+def _reads_notes(run: Run) -> bool:
+    return "notes" in run.config.get("model.modalities", ())
 
 
 def _rebuild_stays(run: Run, record: TaskRecord, params: Any) -> TaskModel:
-    settings, scaler, notes = settings_of(run), load_scaler(run, record.name), _notes_of(run)
+    settings, scaler, notes = settings_of(run), load_scaler(run, record.name), notes_of(run)
 
     def windows(store, labels, *, notes=notes) -> StayWindows:
         return make_windows(collect(store, labels, settings), settings, scaler, notes)
@@ -88,13 +100,6 @@ def _rebuild_stays(run: Run, record: TaskRecord, params: Any) -> TaskModel:
             return model._replace(reason=reason)
         params = restore_best_params(run.workdir / "checkpoints" / record.name)
     return model._replace(predict=partial(_predict_stays, run.config, params))
-
-
-def _notes_of(run: Run) -> NoteVectors | None:
-    if "notes" not in run.config.get("model.modalities", ()):
-        return None
-    folder = run.workdir / "data"
-    return NoteVectors(open_notes(folder / "notes"), np.load(folder / "note_vectors.npy", mmap_mode="r"))
 
 
 def _predict_stays(config: dict[str, Any], params: Any, stays: StayWindows) -> np.ndarray:

@@ -4,7 +4,7 @@ import numpy as np
 
 from ehrjax.data.stay_windows import WindowScaler, collect, fit_scaler
 from ehrjax.evaluate.audit.index_time import blank_labels
-from ehrjax.evaluate.audit.model import load_scaler, settings_of
+from ehrjax.evaluate.audit.model import load_scaler, notes_of, settings_of
 from ehrjax.evaluate.audit.workdir import Finding, Run, TaskRecord
 
 
@@ -31,4 +31,5 @@ def check_scaler(run: Run, record: TaskRecord) -> Finding:
 
 def _fit(run: Run, record: TaskRecord, splits: tuple[str, ...]) -> tuple[WindowScaler, int]:
     rows, settings = record.index_rows(np.concatenate([run.splits[split] for split in splits])), settings_of(run)
-    return fit_scaler(collect(run.stores[0], blank_labels(rows), settings), settings), len(rows.times)
+    found = collect(run.stores[0], blank_labels(rows), settings)
+    return fit_scaler(found, settings, notes_of(run)), len(rows.times)
