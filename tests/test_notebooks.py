@@ -45,8 +45,8 @@ def _outputs(notebook):
 
 
 def test_there_are_notebooks():
-    names = ["01_data.ipynb", "02_lstm.ipynb", "03_behrt.ipynb", "04_embeddings.ipynb", "05_survival.ipynb"]
-    assert [path.name for path in NOTEBOOKS] == names
+    names = ["01_data", "02_lstm", "03_behrt", "04_embeddings", "05_survival", "06_multimodal"]
+    assert [path.stem for path in NOTEBOOKS] == names
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
