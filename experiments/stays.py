@@ -14,7 +14,15 @@ from ehrjax.data.note_cache import embed_sentences
 from ehrjax.data.note_features import count_features
 from ehrjax.data.notes import Notes, build_notes
 from ehrjax.data.stay_batching import StayWindows
-from ehrjax.data.stay_windows import NoteVectors, WindowSettings, collect, fit_scaler, make_windows, window_settings
+from ehrjax.data.stay_windows import (
+    NoteVectors,
+    WindowSettings,
+    collect,
+    count_notes,
+    fit_scaler,
+    make_windows,
+    window_settings,
+)
 from ehrjax.data.store import Store
 from ehrjax.evaluate.files import replaced
 from ehrjax.evaluate.report import write_json
@@ -114,7 +122,7 @@ NOTE_ENCODERS = {"minilm": _embed, "lexicon": _state}
 def make_parts(
     name: str, parts: Mapping[str, Labels], stores: Mapping[str, Store], stays: StayData, workdir: Path
 ) -> dict[str, StayWindows]:
-    """Windows by split, scaled as train says; writes both that and counts of measurements to `stays/TASK/`."""
+    """Windows by split, scaled as train says; writes that and counts of measurements and notes to `stays/TASK/`."""
     found = {split: collect(stores[split], labels, stays.settings) for split, labels in parts.items()}
     scaler = fit_scaler(found["train"], stays.settings, stays.notes)
     folder = workdir / "stays" / name
@@ -122,6 +130,9 @@ def make_parts(
         with replaced(folder / file) as partial:
             part.save(partial)
     write_json(folder / "measurements.json", {split: each.measurements.counts for split, each in found.items()})
+    if stays.notes is not None:
+        counts = {split: count_notes(each, stays.notes.notes) for split, each in found.items()}
+        write_json(folder / "notes.json", counts)
     return {split: make_windows(each, stays.settings, scaler, stays.notes) for split, each in found.items()}
 
 

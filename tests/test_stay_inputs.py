@@ -62,6 +62,8 @@ class Prepared:
         assert not reason
         self.windows = [part.sequences for part in self.parts.values()]
         counts = json.loads((folder / "stays" / name / "measurements.json").read_text())
+        notes = json.loads((folder / "stays" / name / "notes.json").read_text())
+        self.notes = {key: sum(part[key] for part in notes.values()) for key in ("notes", "read")}
         self.counts = {name: sum(pd.Series(part[name]) for part in counts.values()) for name in counts["train"]}
 
     def rows(self, subject, field):
@@ -112,13 +114,13 @@ def test_a_note_after_discharge_is_read_by_no_window(tables, plain, tmp_path):
     leave = tables.events[tables.events["code"].str.startswith("ENCOUNTER_END")].set_index("subject_id")["time"]
     late = tables.with_note(leave[tables.stay["subject_id"]] + pd.Timedelta(hours=30))
     during = tables.with_note(tables.stay["admission"] + pd.Timedelta(hours=1))
-    windows, others = (
-        Prepared(tmp_path / name, tables.events, notes).windows for name, notes in (("a", late), ("b", during))
-    )
-    for same, read, expected in zip(windows, others, plain.windows, strict=True):
+    unread, read = (Prepared(tmp_path / name, tables.events, notes) for name, notes in (("a", late), ("b", during)))
+    assert unread.notes == plain.notes | {"notes": plain.notes["notes"] + 1}
+    assert read.notes == {key: count + 1 for key, count in plain.notes.items()}
+    for same, other, expected in zip(unread.windows, read.windows, plain.windows, strict=True):
         assert np.array_equal(same.notes, expected.notes) and np.array_equal(same.has_notes, expected.has_notes)
         rows = expected.subject_ids == tables.subjects[LATE_NOTE]
-        assert not rows.any() or (read.notes[rows] != expected.notes[rows]).any(), "the note would change its stay"
+        assert not rows.any() or (other.notes[rows] != expected.notes[rows]).any(), "the note would change its stay"
 
 
 def test_temperatures_in_fahrenheit_are_converted_and_counted(tables, plain, odd):

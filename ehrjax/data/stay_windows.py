@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 
 from ehrjax.data.labels import Labels
 from ehrjax.data.note_scaler import NoteScaler
-from ehrjax.data.notes import Notes, Stays, notes_until, recent_vectors
+from ehrjax.data.notes import NoteJoin, Notes, Stays, notes_until, recent_vectors
 from ehrjax.data.shards import NULL_TIME
 from ehrjax.data.stay_batching import StayWindows
 from ehrjax.data.tasks import ADMISSION_CODES, INPATIENT_CLASSES, match_codes
@@ -202,10 +202,23 @@ def make_windows(
 
 def _note_vectors(found: Collected, notes: NoteVectors) -> tuple[Float[np.ndarray, "N D"], Bool[np.ndarray, "N"]]:
     """Of each label row's stay up to its index time, not yet scaled, and which rows have any."""
+    join = _join_notes(found, notes.notes)
+    return recent_vectors(join, notes.notes, notes.vectors, half_life_hours=NOTE_HALF_LIFE_HOURS)
+
+
+def _join_notes(found: Collected, notes: Notes) -> NoteJoin:
     labels = found.labels
     stays = Stays(found.starts, labels.times, np.full(len(labels.times), -1))
-    join = notes_until(notes.notes, labels.subject_ids, labels.times, stays=stays)
-    return recent_vectors(join, notes.notes, notes.vectors, half_life_hours=NOTE_HALF_LIFE_HOURS)
+    return notes_until(notes, labels.subject_ids, labels.times, stays=stays)
+
+
+def count_notes(found: Collected, notes: Notes) -> dict[str, int]:
+    """How many notes the rows' patients have, and how many of them a row reads.
+
+    The others were written after the last index time of their stay (after discharge, for one), or between stays.
+    """
+    of_patients = int(np.isin(notes.subject_ids, found.labels.subject_ids).sum())
+    return {"notes": of_patients, "read": len(np.unique(_join_notes(found, notes).rows))}
 
 
 def stay_starts(store, subject_ids: np.ndarray, times: np.ndarray) -> np.ndarray:
