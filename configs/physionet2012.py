@@ -34,7 +34,8 @@ Tried:   five-fold cross-validation on sets a and b, one member each, event1 at 
          Cut windows gain +0.001 [-0.000, +0.003] in AUROC. The mean of stay network and GRU-D has 0.839 on the first
          fold. The transformer (two layers of width 32, two heads, 8 epochs, 80 random triplets a stay and step) reads
          (time, variable, value) of what was measured in each 4 h, as STraTS (arXiv:2107.14293) does without its
-         pre-training; it and its mean with the stay network were run on the first fold only.
+         pre-training. On the second fold it has AUROC 0.855, event1 0.473; the stay network 0.880, 0.551; their mean
+         0.881, 0.573.
          fusion_lstm, 1,173 stays as above, bins of 2 h, no summaries: AUROC 0.875 [0.847, 0.899], event1 0.509.
 """
 
