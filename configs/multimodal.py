@@ -8,7 +8,7 @@ Notes:   a note is the mean vector of its sentences by all-MiniLM-L6-v2, beside 
          a window has the mean of its notes, the latest weighing most (half as much a day later), scaled as train says.
          The weights (90 MB) are found as ehrjax/models/minilm_weights.py says; an error tells the ways to get them.
          --config.stays.note_encoder=lexicon reads the lexicon's findings alone, as the quick form does.
-Expect:  7 min 25 s from nothing with one thread of a busy CPU, half of it for the vectors of 38,600 sentences. 4,000
+Expect:  7 min 25 s from nothing with one thread of a busy CPU, half of it for the vectors of 40,200 sentences. 4,000
          patients, 486 of them in test, 2026-11-22; AUROC, of the oracle, and of both less that of the form:
              vitals    0.804 [0.769, 0.837]    0.825    +0.037 [+0.012, +0.063]
              notes     0.674 [0.637, 0.712]    0.741    +0.168 [+0.134, +0.202]
