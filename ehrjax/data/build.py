@@ -56,7 +56,7 @@ def build_store(
     read = _reader(source)
     _check_paths(paths, out)
     say: Callable[[str], None] = print if progress else lambda line: None
-    files = [(label, list_files(path)) for path, label in zip(paths, _labels(paths), strict=True)]
+    files = [(label, _source_files(source, path)) for path, label in zip(paths, _labels(paths), strict=True)]
     origin = {"source": source, "paths": [label for label, _ in files], "fingerprint": fingerprint(source, files)}
     manifest = read_manifest(out)
     if manifest is not None:
@@ -86,6 +86,13 @@ def list_files(path: Path) -> list[tuple[str, int, int]]:
     listed = [(p.relative_to(path), p.stat()) for p in names]
     visible = [(p.as_posix(), s) for p, s in listed if not any(part.startswith(".") for part in p.parts)]
     return sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in visible)
+
+
+def _source_files(source: str, path: Path) -> list[tuple[str, int, int]]:
+    """`list_files`, with those that the source's reader takes from beside a single set."""
+    module = importlib.import_module(READERS[source].split(":")[0])
+    beside = module.files_beside(path) if hasattr(module, "files_beside") else []
+    return list_files(path) + [entry for file in beside for entry in list_files(file)]
 
 
 def fingerprint(source: str, files: Sequence[tuple[str, list[tuple[str, int, int]]]]) -> str:

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import tarfile
 from collections import Counter
 from itertools import groupby
@@ -247,6 +248,22 @@ def test_outcomes_stand_after_the_window(tmp_path):
         (5, "duplicate_patient"),
         (7, "no_outcome"),
     ]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_an_edited_outcome_of_a_single_set_is_read_again(tmp_path, packed):
+    source, outcomes = tmp_path / ("set-a.tar.gz" if packed else "set-a"), tmp_path / "Outcomes-a.txt"
+    stays = {f"set-a/{i}.txt": stay(i, "00:07,HR,73\n") for i in (1, 2)}
+    if packed:
+        write_archive(source, stays)
+    else:
+        for name, text in stays.items():
+            write_table(tmp_path / name, text)
+    for died in (0, 1):
+        write_table(outcomes, OUTCOMES + f"1,6,1,5,-1,{died}\n2,6,1,5,-1,1")
+        os.utime(outcomes, ns=(died, died))
+        store = build_store("physionet2012", source, tmp_path / "store")
+        assert make_labels(store, "in_hospital_death_48h").values[:, 0].tolist() == [died, 1]
 
 
 def test_the_task_labels_every_stay_with_an_outcome_and_no_model_sees_it(tmp_path):
