@@ -80,7 +80,9 @@ def _check_split(data: ConfigDict) -> None:
         raise ValueError(f"data.split={data.split!r} is not known: use {near[0]}.")
     if data.split == "temporal":
         if data.source in SHIFTED_SOURCES:
-            raise ValueError(f"data.split='temporal' needs real dates, which {data.source} has not.")
+            raise ValueError(
+                f"data.split='temporal' needs real dates, which {data.source} has not: leave it at 'patient'."
+            )
         try:
             parse_cutoff(data.cutoff)
         except ValueError as error:
