@@ -39,7 +39,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.stays.summaries = False  # True: values as ranks, and statistics of the window among the statics
     config.stays.mapping = ""  # a file that says which codes measure which variable, beside the shipped ones
     config.stays.notes = ""  # a table of notes, or several separated by commas; simulated stays bring their own
-    config.stays.note_encoder = "minilm"  # minilm (vectors of sentences) beside the lexicon, or lexicon (findings alone)
+    config.stays.note_encoder = "minilm"  # minilm (vectors of sentences beside the lexicon), lexicon (findings alone)
     config.stays.note_weights = ""  # folder of the MiniLM weights; "": as installed
 
     config.model = ConfigDict()
