@@ -8,6 +8,9 @@ at a time, its default. They take turns, round after round, so that a busy machi
 compiled before. The ratio is the median of the rounds' ratios. On a machine with other work `--threads=1 --clock=cpu`
 counts the process's CPU time instead. `--texts=made-up` (the default) are sentences of log-normal length. Needs the
 extra `notes`, the weights (`ehrjax.models.minilm_weights`) and sentence-transformers in the same environment.
+
+400 clinical notes (median 112 characters), two CPU threads, quiet, 2026-11-22: 73.5 texts/s, sentence-transformers
+77.6, ratio 0.95 (0.93 to 0.98). Both sort by length: padding is 2.9 % of its tokens, and there is no more to save.
 """
 
 import argparse
