@@ -3,11 +3,12 @@
 Run:     python -m experiments.run --config=configs/behrt_small.py
 Quick:   python -m experiments.run --config=configs/behrt_small.py:debug     (a minute on a laptop)
 Expect:  12 min 49 s on two CPU cores. 6,000 simulated patients, 2026-11-22, test patients, 95 % intervals: masked codes
-         0.691 [0.687, 0.695], multinomial logistic on the visit's other codes 0.337, same type 0.125, unigram 0.040 (val 0.691); next visit
-         micro-F1 0.401 [0.398, 0.404], global frequency 0.361, patient history 0.334, repeat last 0.333 (val 0.399);
-         recall@10 0.339, patient history 0.280; diabetes onset AUROC 0.871 [0.841, 0.897], boosting on counts with time
-         windows 0.859 (difference +0.012 [-0.001, +0.026]), logistic 0.807, oracle 0.886. Patients' vectors by their
-         diagnoses: precision at 10 neighbours 0.550 (chance 0.369), silhouette 0.028.
+         0.691 [0.687, 0.695], multinomial logistic on the visit's other codes 0.337, same type 0.125, unigram
+         0.040 (val 0.691); next visit micro-F1 0.401 [0.398, 0.404], global frequency 0.361, patient history
+         0.334, repeat last 0.333 (val 0.399); recall@10 0.339, patient history 0.280; diabetes onset AUROC
+         0.871 [0.841, 0.897], boosting on counts with time windows 0.859 (difference +0.012 [-0.001, +0.026]),
+         logistic 0.807, oracle 0.886. Patients' vectors by their diagnoses: precision at 10 neighbours 0.550
+         (chance 0.369), silhouette 0.028.
          Real data, test patients, before 30 % of the codes were masked in place of 15 %. Trained on five Synthea
          extracts without observations, tested on three others (1,130 patients of other versions, 2026-11-22): masked
          codes 0.589 [0.568, 0.609], logistic 0.377, same type 0.186, unigram 0.038; next visit micro-F1 0.587 [0.568,
