@@ -30,8 +30,8 @@ WORSE = [(7, "2005-03-12T12:00:00", FLU, None, 2)]
 WARD = Task("ward", outcome="codes_or_death", codes=(FLU,), index="during_stay", horizon_days=1)
 
 
-def _labels(store, task):
-    """The run and the record of one task's labels, as the audit reads them."""
+def _labels(store, task, num_stores=1):
+    """The run and the record of one task's labels, as the audit reads them; of two stores the last is of test."""
     made = make_labels(store, task, train_subjects=np.array([7]))
     values = made.values.astype(float)
     if made.kind == "multiclass":
@@ -39,10 +39,12 @@ def _labels(store, task):
     outputs = made.names if made.kind == "multilabel" else (task.name,)
     columns = np.split(values, len(outputs), axis=1)
     labels = {name: Rows(made.subject_ids, made.times, column) for name, column in zip(outputs, columns, strict=True)}
-    record = TaskRecord(task.name, made.kind, task, labels, Rows(made.subject_ids, made.times, values), tuple(outputs))
-    return SimpleNamespace(stores=(store,)), record
+    tested = Rows(made.subject_ids, made.times, values)
+    run = SimpleNamespace(stores=(store,) * num_stores)
+    return run, TaskRecord(task.name, made.kind, task, labels, tested, made.names)
 
 
+@pytest.mark.parametrize("num_stores", [1, 2])
 @pytest.mark.parametrize(
     ("task", "wrong", "fault"),
     [
@@ -52,12 +54,15 @@ def _labels(store, task):
         (get_task("next_visit_class"), lambda values: np.full_like(values, "hospice"), "of another class"),
     ],
 )
-def test_labels_of_visits_and_stays_are_worked_out_again(tmp_path, task, wrong, fault):
-    run, record = _labels(make_store(tmp_path, HISTORY + STAY + WORSE + CHECK_UP + DEATH), task)
+def test_labels_of_visits_and_stays_are_worked_out_again(tmp_path, task, wrong, fault, num_stores):
+    run, record = _labels(make_store(tmp_path, HISTORY + STAY + WORSE + CHECK_UP + DEATH), task, num_stores)
     assert check_labels(run, record).passed
     for output, rows in record.labels.items():
         changed = record.labels | {output: rows._replace(values=wrong(rows.values))}
-        finding = check_labels(run, replace(record, labels=changed))
+        wrong_record = replace(record, labels=changed)
+        if num_stores == 2:
+            wrong_record = replace(record, tested=record.tested._replace(values=wrong(record.tested.values)))
+        finding = check_labels(run, wrong_record)
         assert finding.passed is False
         assert fault in finding.detail
 

@@ -84,13 +84,12 @@ def _outputs(run: Run, record: TaskRecord):
             yield output, record.labels[output], run.stores[0]
     if len(run.stores) == 1:
         return
-    if record.kind == "survival":
+    if record.kind in ("survival", "multiclass"):
         yield record.name, record.tested, run.stores[1]
     else:
         for column, output in enumerate(record.outputs[:_MAX_OUTPUTS]):
             values = record.tested.values[:, [column]]
-            is_known = np.array([value == value for value in values[:, 0]], bool)  # neither NaN nor a category
-            yield output, record.tested._replace(values=values).take(is_known), run.stores[1]
+            yield output, record.tested._replace(values=values).take(np.isfinite(values[:, 0])), run.stores[1]
 
 
 def _sample(rows: Rows, rng) -> np.ndarray:
