@@ -10,8 +10,7 @@ which compiles, is timed apart. `--threads=1 --clock=cpu` counts the process's C
     one       the training step of one model
     members   all in one program (`make_members_step`), as `train.num_seeds` trains them
 
-Two CPU threads, quiet, 2026-11-22, five members over one: LSTM 5.8 (5.5 to 6.4), BEHRT 4.5 (4.4 to 5.3). Products of
-small matrices gain nothing from being done together on a CPU, and the LSTM's steps are such.
+Two CPU threads, quiet, 2026-11-22, five members over one: LSTM 5.8 (5.5 to 6.4), BEHRT 4.5 (4.4 to 5.3).
 
 A ratio below K is what one program saves over K runs, beside the host's work, which is done once instead of K times.
 """
