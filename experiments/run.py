@@ -29,8 +29,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
     """absl's parser, with a mistyped config key told in one line instead of a traceback."""
     try:
         return flags.FLAGS(argv, known_only=False)
-    except AttributeError as error:
-        sys.exit(f"--config has no such key: {' '.join(str(error).replace(chr(92), '').split())}")
+    except (AttributeError, KeyError) as error:  # of a key; of the part that should hold it
+        # ml_collections quotes its own message, line breaks and all.
+        told = str(error).replace("\\n", ". ").replace("\\", "").replace("'", "")
+        sys.exit(f"--config has no such key: {' '.join(told.split())}")
     except flags.Error as error:
         sys.exit(f"{error}\nTry: python -m experiments.run --helpshort")
 

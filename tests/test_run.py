@@ -100,6 +100,8 @@ def _full_configs():
     ("option", "message"),
     [
         ("--config.train.num_stps=4", 'Did you mean "num_steps"'),
+        ("--config.trian.num_steps=4", 'no such key: trian. Did you mean "train"'),
+        ("--config.nowhere.key=4", 'no such key: "nowhere"'),
         ("--config.train.num_steps=many", "num_steps"),
         ("--config.data.source=synthea", "data.path"),
         ("--config.data.source=sinthea", "synthea"),

@@ -183,7 +183,7 @@ def test_settings_that_cannot_be_are_refused_in_words(changes, message, tmp_path
 def test_a_wrong_path_of_code_vectors_and_a_mistyped_key_without_a_traceback(tmp_path):
     for option, message in (
         ("--config.pretrain.code_vectors=missing.parquet", "missing.parquet: no such file of code vectors"),
-        ("--config.model.num_head=4", 'Did you mean "num_heads"'),
+        ("--config.model.num_head=4", 'no such key: num_head. Did you mean "num_heads"'),
     ):
         done = start_run(tmp_path / "run", *OPTIONS, option, recipe="behrt_small")
         assert done.returncode not in (0, None)
