@@ -12,9 +12,11 @@ from ehrjax.data.build import build_store
 from ehrjax.data.cohorts import make_labels
 from ehrjax.data.labels import read_meds_labels
 from ehrjax.data.readers.mimic4 import read_mimic4
+from ehrjax.data.readers.omop import read_omop
 from ehrjax.data.store import write_store
 from ehrjax.data.tasks import TASKS
 from tests.data.helpers import make_store, seconds
+from tests.data.readers.helpers import write_table
 from tests.data.test_cohorts import check_flow, day, visit
 
 TASK = TASKS["deterioration_24h"]
@@ -179,6 +181,33 @@ def test_labels_of_a_store_of_simulated_stays_are_the_simulators_own(tmp_path):
     stays = pq.read_table(folder / "stays.parquet").to_pandas()
     assert len(set(stays["ending"])) == 5 and 0 < labels.values.sum() < len(labels.times)
     assert ((stays["end"] - stays["admission"]) > pd.Timedelta(hours=318)).any()  # which yield no later row
+
+
+PERSONS = "person_id,gender_concept_id,year_of_birth\n1,0,1950\n2,0,1950\n3,0,1950"
+COLUMNS = "{0}_occurrence_id,person_id,{0}_concept_id,{0}_start_date,{0}_start_datetime,{0}_end_date,{0}_end_datetime"
+HOSPITAL = """
+10,1,9201,2020-02-01,2020-02-01 08:00:00,2020-02-03,2020-02-03 08:00:00
+20,2,9201,2020-02-01,2020-02-01 08:00:00,2020-02-03,2020-02-03 08:00:00
+30,3,32037,2020-02-01,,2020-02-03,
+"""
+UNIT = "1,32037,2020-02-02,2020-02-02 15:00:00,2020-02-02,2020-02-02 20:00:00"
+
+
+@pytest.mark.parametrize("table", ["visit_occurrence", "visit_detail"])
+def test_intensive_care_of_an_omop_cdm_is_found_and_ends_the_rows(tmp_path, table):
+    visits, details = COLUMNS.format("visit") + HOSPITAL, COLUMNS.format("visit_detail").replace("_detail_occ", "_occ")
+    if table == "visit_occurrence":
+        visits += f"11,{UNIT}"
+    else:
+        write_table(tmp_path / "cdm" / "visit_detail.csv", f"{details}\n10,{UNIT}")
+    write_table(tmp_path / "cdm" / "visit_occurrence.csv", visits)
+    write_table(tmp_path / "cdm" / "person.csv", PERSONS)
+    write_table(tmp_path / "cdm" / "concept.csv", "concept_id,concept_name,vocabulary_id,concept_code")
+    labels = make_labels(write_store(read_omop(tmp_path / "cdm"), tmp_path / "store"), TASK)
+    hours = (labels.times - seconds("2020-02-01 08:00")) // 3600
+    found = list(zip(labels.subject_ids.tolist(), hours.tolist(), labels.values[:, 0].tolist(), strict=True))
+    assert found == [*((1, h, 1) for h in (12, 18, 24, 30)), *((2, h, 0) for h in (12, 18, 24, 30, 36, 42))]
+    assert labels.flow["not_at_risk"] > 0, "patient 3 begins in intensive care"
 
 
 TABLES = (

@@ -1,13 +1,17 @@
 """OMOP CDM 5.3 and 5.4 (CSV or parquet; a folder or a zip) -> event batches.
 
-Read are person (which must be there), visit_occurrence, condition_occurrence, drug_exposure, procedure_occurrence,
-device_exposure, measurement, observation, death and concept. How events are coded: see `omop_concepts`.
+Read are person (which must be there), visit_occurrence, visit_detail, condition_occurrence, drug_exposure,
+procedure_occurrence, device_exposure, measurement, observation, death and concept. How events are coded: see
+`omop_concepts`.
 
 - Birth is birth_datetime, else year, month and day; a missing day is the 15th, a missing month 1 July.
 - *_datetime is taken where it has a value, else *_date. Midnight means that only the day is known, as the CDM has it:
   an encounter then begins at that midnight and lasts to the end of its last day; an event is placed at the end of its
   day, or of its encounter if that ends on this day, for by then it was known; death is the end of its day.
 - Encounter classes are Synthea's names (`ENCOUNTER//inpatient`); an emergency visit with admission (262) is inpatient.
+- Intensive care, whether a visit_occurrence or a visit_detail, is `ICU_ADMISSION` at its start and `ICU_DISCHARGE` at
+  its end, dated as encounters are: with the day alone it begins at midnight, for at the day's end a patient who has
+  been there for hours would still count as at risk of it. Other rows of visit_detail are quarantined.
 - value_as_number is the value; where it is missing, the code of value_as_concept_id or a short text of value_as_string
   or value_source_value is fused with the code as last segment.
 """
@@ -31,7 +35,7 @@ from ehrjax.data.events import (
 )
 from ehrjax.data.readers.clinical import DAY, Encounters, SortedIds, answers, build_codes, code_at, end_of_day
 from ehrjax.data.readers.columns import combine
-from ehrjax.data.readers.omop_concepts import Coder, Concepts
+from ehrjax.data.readers.omop_concepts import INTENSIVE_CARE, Coder, Concepts
 from ehrjax.data.readers.omop_files import OmopFiles
 from ehrjax.data.readers.tables import Block, EventPart, Field, read_table
 
@@ -87,6 +91,8 @@ def _read_tables(files: OmopFiles, coder: Coder) -> EventStream:
     for block in _blocks(files, "visit_occurrence", _VISIT_FIELDS):
         yield _visit_events(block, known, coder, stays)
     encounters = Encounters(*(np.concatenate(c) for c in zip(_NO_STAY, *stays, strict=True)))
+    for block in _blocks(files, "visit_detail", _DETAIL_FIELDS):
+        yield _detail_events(block, known)
     for spec in _CLINICAL:
         for block in _blocks(files, spec.table, _clinical_fields(spec)):
             yield _clinical_events(block, spec, known, encounters, coder)
@@ -121,6 +127,13 @@ _PERSON_FIELDS = _fields(
 _VISIT_FIELDS = _fields(
     *("visit_occurrence_id", "person_id", "visit_concept_id", "visit_start_date"),
     optional=("visit_start_datetime", "visit_end_date", "visit_end_datetime", "visit_source_concept_id"),
+)
+_DETAIL_FIELDS = _fields(
+    *("person_id", "visit_detail_concept_id", "visit_detail_start_date"),
+    optional=(
+        *("visit_detail_start_datetime", "visit_detail_end_date", "visit_detail_end_datetime"),
+        *("visit_detail_source_concept_id", "visit_occurrence_id"),
+    ),
 )
 _DEATH_FIELDS = _fields("person_id", "death_date", optional=("death_datetime",))
 _VALUES = ("value_as_number", "value_as_concept_id", "value_as_string", "value_source_value")
@@ -168,11 +181,7 @@ def _when(block: Block, name: str) -> tuple[np.ndarray, np.ndarray]:
 def _visit_events(block: Block, known: SortedIds, coder: Coder, stays: list) -> EventBatch:
     subject = known.patients(block, "person_id")
     visit = block.ints("visit_occurrence_id", reason="no_encounter")
-    start, _ = _when(block, "visit_start")
-    end, is_day = _when(block, "visit_end")
-    end = np.where(is_day, end_of_day(end), end)
-    block.reject("missing_time", start == STATIC_TIME)
-    block.reject("ends_before_start", (end != STATIC_TIME) & (end < start))
+    start, end = _span(block, "visit")
     code, classes = build_codes(block, ("visit_concept_id", "visit_source_concept_id"), coder.visit_class)
     ends = np.where(end == STATIC_TIME, np.int32(-1), code)
     stays.append((visit[block.keep], start[block.keep], end[block.keep]))
@@ -181,8 +190,40 @@ def _visit_events(block: Block, known: SortedIds, coder: Coder, stays: list) -> 
         [
             EventPart(start, code, [ENCOUNTER_PREFIX + name for name in classes], visit_id=visit),
             EventPart(end, ends, [ENCOUNTER_END_PREFIX + name for name in classes], visit_id=visit),
+            *_icu_stays(_is_intensive_care(block, "visit"), start, end, visit),
         ],
     )
+
+
+def _detail_events(block: Block, known: SortedIds) -> EventBatch:
+    """Intensive care within a visit; of other details the visit tells enough."""
+    subject = known.patients(block, "person_id")
+    is_icu = _is_intensive_care(block, "visit_detail")
+    block.reject("not_intensive_care", ~is_icu)
+    start, end = _span(block, "visit_detail")
+    visit = np.maximum(block.ints("visit_occurrence_id"), NO_VISIT)
+    return block.events(subject, _icu_stays(is_icu, start, end, visit))
+
+
+def _span(block: Block, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Start and end of visits, or of details of them; STATIC_TIME where no end is recorded."""
+    start, _ = _when(block, f"{name}_start")
+    end, is_day = _when(block, f"{name}_end")
+    end = np.where(is_day, end_of_day(end), end)
+    block.reject("missing_time", start == STATIC_TIME)
+    block.reject("ends_before_start", (end != STATIC_TIME) & (end < start))
+    return start, end
+
+
+def _is_intensive_care(block: Block, name: str) -> np.ndarray:
+    concepts = [block.ints(f"{name}_concept_id"), block.ints(f"{name}_source_concept_id")]
+    return np.isin(concepts, INTENSIVE_CARE).any(axis=0)
+
+
+def _icu_stays(is_icu: np.ndarray, start: np.ndarray, end: np.ndarray, visit: np.ndarray) -> list[EventPart]:
+    """As in MIMIC-IV, but without the unit, which the concepts do not tell."""
+    times = {"ICU_ADMISSION": start, "ICU_DISCHARGE": end}
+    return [code_at(np.where(is_icu, time, STATIC_TIME), code, visit) for code, time in times.items()]
 
 
 def _clinical_events(

@@ -28,9 +28,11 @@ _FIELDS = (
 _NAMED_DOMAINS = ("visit", "gender", "race", "ethnicity")  # few concepts, whose names become codes
 _UNMAPPED = ("", "0")
 
+# Intensive Care; Inpatient Critical Care Facility; Inpatient Intensive Care Facility (no longer a standard concept).
+INTENSIVE_CARE = (32037, 581379, 581382)
 # Classes of encounters by visit_concept_id, named as Synthea names them.
 _VISIT_CLASSES = {
-    "inpatient": (9201, 262, 8717, 32037, 581379, 581383, 581384),
+    "inpatient": (9201, 262, 8717, 581383, 581384, *INTENSIVE_CARE),
     "outpatient": (9202, 8756, 8940, 581477, 38004207),
     "emergency": (9203, 8870, 581381),
     "urgentcare": (8782,),

@@ -135,6 +135,70 @@ def test_visits_and_their_classes(tmp_path):
     assert sorted(lost) == [("ends_before_start", 5), ("unknown_patient", 7)]
 
 
+def icu_events(events):
+    return [(e[0], e[1], e[2], e[4]) for e in events if e[2].startswith("ICU_")]
+
+
+def test_intensive_care_among_visits(tmp_path):
+    header = f"{VISITS.strip().splitlines()[0]},visit_source_concept_id"
+    rows = f"""{header}
+        20,1,9201,2020-02-01,2020-02-01 08:00:00,2020-02-09,2020-02-09 12:00:00,32037000
+        21,1,32037,2020-02-03,2020-02-03 15:20:00,2020-02-05,2020-02-05 09:00:00,0
+        22,2,581379.0,2020-02-03,,2020-02-04,,
+        23,3,0,2020-02-03,2020-02-03 01:00:00,,,581382
+        24,3,32037,2020-02-03,,2020-02-02,,
+    """
+    events, lost, _ = read(tmp_path, visit_occurrence=rows)
+    assert [e[2] for e in events if e[2].startswith("ENCOUNTER//")] == ["ENCOUNTER//inpatient"] * 4
+    assert icu_events(events) == [
+        (1, "2020-02-03T15:20:00", "ICU_ADMISSION", 21),
+        (2, "2020-02-03T00:00:00", "ICU_ADMISSION", 22),
+        (3, "2020-02-03T01:00:00", "ICU_ADMISSION", 23),
+        (1, "2020-02-05T09:00:00", "ICU_DISCHARGE", 21),
+        (2, "2020-02-04T23:59:59", "ICU_DISCHARGE", 22),
+    ]
+    assert lost == [("ends_before_start", 5)]
+
+
+def test_intensive_care_among_details_of_visits(tmp_path):
+    rows = """
+        visit_detail_id,person_id,visit_detail_concept_id,visit_detail_start_date,visit_detail_start_datetime,visit_detail_end_date,visit_detail_end_datetime,visit_occurrence_id
+        1,1,9201,2020-02-01,,2020-02-05,,11
+        2,1,32037,2020-02-02,2020-02-02 03:00:00,2020-02-03,2020-02-03 04:30:00,11
+        3,2,581379,2020-02-01,,,,
+        4,9,32037,2020-02-02,,,,12
+        5,1,32037,,,,,11
+        6,1,32037,2020-02-03,,2020-02-02,,11
+        7,1,0,soon,,,,11
+        8,2,581382,2020-02-01,2020-02-01 07:00:00,,,12
+    """
+    events, lost, _ = read(tmp_path, visit_detail=rows)
+    assert len(events) == 4 and icu_events(events) == [
+        (1, "2020-02-02T03:00:00", "ICU_ADMISSION", 11),
+        (2, "2020-02-01T00:00:00", "ICU_ADMISSION", -1),
+        (2, "2020-02-01T07:00:00", "ICU_ADMISSION", 12),
+        (1, "2020-02-03T04:30:00", "ICU_DISCHARGE", 11),
+    ]
+    assert sorted(lost) == [
+        ("ends_before_start", 6),
+        ("missing_time", 5),
+        ("not_intensive_care", 1),
+        ("not_intensive_care", 7),
+        ("unknown_patient", 4),
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_details_of_visits_without_any_row(tmp_path, suffix):
+    folder, header = write(tmp_path / "cdm"), "person_id,visit_detail_concept_id,visit_detail_start_date\n"
+    write_table(folder / "visit_detail.csv", header)
+    if suffix == ".parquet":
+        table = pa.csv.read_csv(folder / "visit_detail.csv")
+        pa.parquet.write_table(table, folder / "visit_detail.parquet")
+        (folder / "visit_detail.csv").unlink()
+    assert not [e for e in collect(read_omop(folder))[0] if e[0].startswith("visit_detail")]
+
+
 def test_days_without_a_time(tmp_path):
     rows = """
         condition_occurrence_id,person_id,condition_concept_id,condition_start_date,condition_start_datetime,visit_occurrence_id
@@ -306,11 +370,12 @@ def test_large_concept_ids_and_many_vocabularies(tmp_path):
 
 def test_synthea_zip(shared_data):
     events, lost, names = collect(read_omop(shared_data / "omop" / "Synthea27Nj_5.4.zip"))
-    assert not lost
+    assert Counter(reason for _, reason, _ in lost) == {"not_intensive_care": 1791}  # its visit_detail repeats visits
     assert len({e[1] for e in events}) == Counter(e[3] for e in events)["MEDS_BIRTH"] == 28
     classes = Counter(e[3].split("//")[1] for e in events if e[3].startswith("ENCOUNTER//"))
     assert classes == {"outpatient": 1722, "emergency": 56, "inpatient": 13}
     kinds = Counter("//".join(e[3].split("//")[:2]) for e in events)
+    assert not any(e[3].startswith("ICU_") for e in events)  # none of its visits is of these concepts
     assert kinds["DIAGNOSIS//SNOMED"] == 470 and kinds["MEDICATION//RXNORM"] == 883
     assert kinds["VITAL//LOINC"] + kinds["LAB//LOINC"] == 9155 + 7649
     assert not any("//OMOP//" in e[3] or "//SOURCE//" in e[3] for e in events)
