@@ -26,6 +26,7 @@ from ehrjax.evaluate.saved_predictions import Predictions, horizons_of, read_pre
 from ehrjax.evaluate.tables import aligned, cell
 from ehrjax.metrics.bootstrap import NUM_RESAMPLES
 from ehrjax.metrics.summary import metrics_for
+from ehrjax.wording import counted
 
 FIGURES_OF_PRETRAINING = "pre-training"
 
@@ -155,7 +156,8 @@ def _sentences(task: Mapping[str, Any]) -> list[str]:
         if "reason" in row:
             lines.append(f"{run} - {row['first']}: no paired difference, {row['reason']}")
         else:
-            sizes = f"{row['num_shared']:,} of {row['num_first']:,} and {row['num_other']:,} test rows are shared"
+            shared = counted(row["num_shared"], "is shared", "are shared")
+            sizes = f"of {row['num_first']:,} and {row['num_other']:,} test rows {shared}"
             lines.append(f"{run} - {row['first']}: {sizes}; a run's own figures are of all its rows")
     return lines or [f"trained in {next(iter(task['test']))} only"]
 

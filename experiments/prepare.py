@@ -26,6 +26,7 @@ from ehrjax.data.timeline import NEVER, NULL_TIME
 from ehrjax.data.vocab import Vocabulary, fit_vocabulary
 from ehrjax.evaluate.files import replaced
 from ehrjax.types import VisitSequences
+from ehrjax.wording import counted
 from experiments import build
 from experiments.stays import StayData, describe_parts, make_parts, prepare_notes, stay_settings
 
@@ -143,15 +144,13 @@ def _split_at(cutoff: int, splits: dict[str, np.ndarray], stores: tuple[Store, .
     known = {name: np.intersect1d(splits[name], stores[0].subject_ids) for name in ("train", "val")}
     is_later = begun_after(stores[-1], splits["test"], cutoff)
     counts = {name: len(ids) for name, ids in known.items()} | {"test": int(is_later.sum())}
-    day = cutoff_day(cutoff)
+    day, visits = cutoff_day(cutoff), counted(counts["test"], "test visit")
     if not all(counts.values()):
-        found = (
-            f"{counts['train']} train and {counts['val']} val patients before it, {counts['test']} test visits after"
-        )
+        found = f"{counts['train']} train and {counts['val']} val patients before it, {visits} after"
         raise ValueError(f"the cut-off {day} leaves {found}: move it (data.cutoff), or take more patients.")
     print(
         f"temporal split at {day}: {counts['train']:,} train and {counts['val']:,} val patients as known before it,"
-        f" {counts['test']:,} visits of {len(splits['test']):,} test patients after it",
+        f" {visits} of {counted(len(splits['test']), 'patient')} after it",
         flush=True,
     )
     return splits | known

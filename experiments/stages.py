@@ -23,6 +23,7 @@ from ehrjax.evaluate.seeds import ensemble_scores
 from ehrjax.evaluate.tables import pretrain_text, results_table
 from ehrjax.train.loop import FitResult
 from ehrjax.types import FIRST_CODE, VisitSequences
+from ehrjax.wording import counted
 from experiments import build
 from experiments.ablation import ablate
 from experiments.embed import evaluate_patients
@@ -120,7 +121,8 @@ def run_task(
         print(f"{name}: not trained. {reason}", flush=True)
         return {"kind": None, "skipped": reason, "flow": flow}
     sizes = count_rows(parts)
-    print(f"{name}: {sizes['train']:,} train, {sizes['val']:,} val, {sizes['test']:,} test rows", flush=True)
+    test = counted(sizes["test"], "test row")
+    print(f"{name}: {sizes['train']:,} train, {sizes['val']:,} val, {test}", flush=True)
     target = make_target(find_task(name, config), parts["train"].sequences, parts["train"].labels, config)
     trained, model, loaders = train_task(name, parts, target, data, config, workdir, encoder=encoder, command=command)
     members = member_params(trained, config)

@@ -28,6 +28,7 @@ from ehrjax.evaluate.files import replaced
 from ehrjax.evaluate.report import write_json
 from ehrjax.models.minilm_texts import load_text_encoder
 from ehrjax.models.minilm_weights import find_folder
+from ehrjax.wording import counted
 from experiments import build
 
 TEXTS_AT_ONCE = 5_000  # with the vectors of their sentences in memory
@@ -86,8 +87,9 @@ def prepare_notes(config: ConfigDict, workdir: Path, simulated: Path | None) -> 
         return None
     paths = [simulated / "notes.csv"] if simulated else [part.strip() for part in config.stays.notes.split(",")]
     notes = build_notes(paths, workdir / "data" / "notes")
-    names = {"num_notes": "notes", "num_subjects": "patients", "num_texts": "texts", "rows_quarantined": "quarantined"}
-    print(", ".join(f"{notes.report[key]:,} {name}" for key, name in names.items()), flush=True)
+    names = {"num_notes": "note", "num_subjects": "patient", "num_texts": "text"}
+    kept = ", ".join(counted(notes.report[key], name) for key, name in names.items())
+    print(f"{kept}, {notes.report['rows_quarantined']:,} quarantined", flush=True)
     vectors = NOTE_ENCODERS[config.stays.note_encoder](notes, config, workdir)
     with replaced(workdir / "data" / "note_vectors.npy") as partial, partial.open("wb") as file:
         np.save(file, vectors)
@@ -160,4 +162,5 @@ def describe_parts(parts: Mapping[str, StayWindows]) -> str:
         )
         if each
     }
-    return f"of {num_rows:,} windows " + ", ".join(f"{count:,} are without {what}" for what, count in lacking.items())
+    parts = (f"{counted(count, 'is', 'are')} without {what}" for what, count in lacking.items())
+    return f"of {counted(num_rows, 'window')} {', '.join(parts)}"

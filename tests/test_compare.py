@@ -59,7 +59,7 @@ def test_only_shared_rows_are_paired_whatever_their_order(tmp_path):
     row = compared["tasks"]["death"]["differences"]["other"]
     assert (row["num_shared"], row["num_first"], row["num_other"]) == (NUM_ROWS - 21, NUM_ROWS, NUM_ROWS + 10)
     assert row["auroc"]["value"] == 0.0
-    assert "99 of 120 and 130 test rows are shared" in comparison_text(compared)
+    assert "of 120 and 130 test rows 99 are shared" in comparison_text(compared)
 
 
 def test_rows_of_one_patient_at_one_time_are_paired_once(tmp_path):

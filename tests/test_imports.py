@@ -13,13 +13,14 @@ DEVICE = {"jax", "flax", "optax", "orbax", "chex", "etils"}  # etils: the paths 
 ALLOWED = {
     "configs": {"ml_collections", "configs"},
     "ehrjax.types": SCIENTIFIC,
-    "ehrjax.data": SCIENTIFIC | {"ehrjax.types"},
+    "ehrjax.wording": set(),
+    "ehrjax.data": SCIENTIFIC | {"ehrjax.types", "ehrjax.wording"},
     "ehrjax.nn": SCIENTIFIC | DEVICE | {"ehrjax.types"},
     "ehrjax.models": SCIENTIFIC | DEVICE | {"ehrjax.types", "ehrjax.nn"},
     "ehrjax.objectives": SCIENTIFIC | DEVICE | {"ehrjax.types", "ehrjax.nn", "ehrjax.models"},
-    "ehrjax.metrics": SCIENTIFIC | DEVICE | {"ehrjax.types"},
+    "ehrjax.metrics": SCIENTIFIC | DEVICE | {"ehrjax.types", "ehrjax.wording"},
 }
-MIDDLE = {"ehrjax.types", "ehrjax.nn", "ehrjax.models", "ehrjax.objectives", "ehrjax.metrics"}
+MIDDLE = {"ehrjax.types", "ehrjax.wording", "ehrjax.nn", "ehrjax.models", "ehrjax.objectives", "ehrjax.metrics"}
 ALLOWED["ehrjax.train"] = SCIENTIFIC | DEVICE | MIDDLE
 EVALUATE = {"sklearn", "threadpoolctl", "matplotlib", "ehrjax.train", "ehrjax.data"}  # an audit rebuilds the data
 ALLOWED["ehrjax.evaluate"] = SCIENTIFIC | DEVICE | MIDDLE | EVALUATE

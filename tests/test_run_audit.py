@@ -80,7 +80,7 @@ def test_a_shared_patient_fails(workdir):
     pq.write_table(pa.concat_tables([table, twice]), workdir / "splits.parquet")
     audit = audit_models(read_run(workdir), {}, results={"tasks": {}})
     failed = {check["name"]: check["detail"] for check in audit["checks"] if check["passed"] is False}
-    assert "1 patients are in both test and train" in failed["splits"]
+    assert "1 patient is in both test and train" in failed["splits"]
 
 
 def test_a_window_past_the_index_fails(workdir):

@@ -115,7 +115,7 @@ def test_pretraining_records_that_go_on_fail(workdir):
     times = table["time"].cast(pa.int64()).to_numpy().copy()
     times[0] = (END + 1) * 1_000_000
     pq.write_table(table.set_column(1, "time", pa.array(times).cast(pa.timestamp("us"))), path)
-    assert f"1 of {len(times)} pre-training records go on" in _failed(workdir)["cutoff"]
+    assert f"of {len(times)} pre-training records 1 goes on" in _failed(workdir)["cutoff"]
 
 
 def test_unsettled_labels_and_early_test_rows_fail(workdir):
@@ -126,8 +126,8 @@ def test_unsettled_labels_and_early_test_rows_fail(workdir):
         column = table.column_names.index("prediction_time")
         pq.write_table(table.set_column(column, "prediction_time", pa.array(times).cast(pa.timestamp("us"))), path)
     detail = _failed(workdir)["cutoff"]
-    assert f"1 train or val labels of {TASK} were not settled" in detail
-    assert f"1 test rows of {TASK} are not after the cut-off" in detail
+    assert f"of {TASK} 1 train or val label was not settled" in detail
+    assert f"of {TASK} 1 test row is not after the cut-off" in detail
 
 
 def test_label_files_say_how_far_they_look(data, tmp_path):

@@ -21,6 +21,7 @@ import pandas as pd
 from ehrjax.data.events import EventBatch
 from ehrjax.data.store import SCHEMA_VERSION, Store, StoreSettings, open_store, read_manifest, write_store
 from ehrjax.data.visits import STRATEGIES
+from ehrjax.wording import counted
 
 # Imported when asked for: one source's reader does not need another's.
 READERS = {
@@ -114,11 +115,11 @@ def num_partitions(files: Sequence[tuple[str, int, int]]) -> int:
 def summarise(store: Store) -> str:
     """The account of a build as a few lines of text."""
     report, files = store.report, store.report["files"]
+    patients, *counts = (counted(report[f"num_{name}s"], name) for name in ("patient", "visit", "event", "code"))
     lines = [
-        f"{store.path}: {report['num_patients']:,} patients ({report['num_patients_with_visits']:,} with visits), "
-        f"{report['num_visits']:,} visits, {report['num_events']:,} events, {report['num_codes']:,} codes",
+        f"{store.path}: {patients} ({report['num_patients_with_visits']:,} with visits), {', '.join(counts)}",
         f"  rows read {report['rows_read']:,} = kept {report['rows_kept']:,} + quarantined "
-        f"{report['rows_quarantined']:,}, from {len(files)} files in {report['seconds']:.1f} s "
+        f"{report['rows_quarantined']:,}, from {counted(len(files), 'file')} in {report['seconds']:.1f} s "
         f"({report['rows_per_second']:,.0f} rows/s, {report['events_per_second']:,.0f} events/s)",
     ]
     lines += [f"    {reason:<20} {count:>12,}" for reason, count in report["rows_by_reason"].items()]

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 
 from ehrjax.evaluate.files import replaced
 from ehrjax.types import FIRST_CODE
+from ehrjax.wording import counted
 
 _SCHEMA = pa.schema([("code", pa.string()), ("vector", pa.list_(pa.float32()))])
 
@@ -97,9 +98,9 @@ def describe_coverage(coverage: Mapping[str, Any]) -> str:
     occurrences = coverage.get("occurrences_missing")
     share = f"{coverage['missing']:.1%}" if occurrences is None else f"{occurrences:.1%} of occurrences"
     parts = (
-        f"{coverage['num_exact']:,} of {coverage['num_codes']:,} codes by name ({coverage['exact']:.1%})",
+        f"{coverage['num_exact']:,} of {counted(coverage['num_codes'], 'code')} by name ({coverage['exact']:.1%})",
         f"{coverage['num_parent']:,} by a parent ({coverage['parent']:.1%})",
-        f"{coverage['num_missing']:,} start at random ({share})",
+        f"{counted(coverage['num_missing'], 'starts', 'start')} at random ({share})",
     )
     return f"code vectors: {', '.join(parts)}".replace("%", " %")
 

@@ -19,6 +19,7 @@ from ehrjax.evaluate.files import replaced
 from ehrjax.evaluate.probes import NUM_DRAWS, few_shot_curve, linear_probe
 from ehrjax.metrics.bootstrap import NUM_RESAMPLES
 from ehrjax.types import VisitSequences
+from ehrjax.wording import counted
 
 MAX_CLUSTERED = 2000  # patients: distances of all pairs are needed
 MAX_QUERIES = 10_000  # patients whose neighbours are looked for, among all
@@ -142,8 +143,8 @@ def evaluate_embeddings(
     }
     if None in table.values():
         table["reason"] = (
-            f"{len(embeddings)} patients and {groups.shape[1]} groups: clusters need two groups of different patients,"
-            f" neighbours more than {NEIGHBOURS} patients and a group of two"
+            f"{counted(len(embeddings), 'patient')} and {counted(groups.shape[1], 'group')}: clusters need two groups"
+            f" of different patients, neighbours more than {NEIGHBOURS} patients and a group of two"
         )
     return table
 
@@ -203,7 +204,8 @@ def neighbour_overlap(
     asking = np.flatnonzero(diagnoses.any(axis=1))
     queries = asking[sample_rows(len(asking), MAX_QUERIES, seed)]
     if len(embeddings) <= NEIGHBOURS or not len(queries):
-        return {"num_queries": 0, "reason": f"{len(embeddings)} patients, {len(asking)} of them with a diagnosis"}
+        reason = f"{counted(len(embeddings), 'patient')}, {len(asking):,} of them with a diagnosis"
+        return {"num_queries": 0, "reason": reason}
     random = np.random.default_rng(seed)
     sums = np.zeros(4)
     for rows, nearest in _nearest(np.asarray(embeddings, np.float64), queries, NEIGHBOURS):

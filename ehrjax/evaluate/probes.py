@@ -16,6 +16,7 @@ from ehrjax.evaluate.clusters import MAX_SCORED, check_vectors, sample_rows
 from ehrjax.metrics.bootstrap import NUM_RESAMPLES, Interval, bootstrap
 from ehrjax.metrics.classification import accuracy, auprc, auroc
 from ehrjax.metrics.multioutput import macro_auprc, macro_auroc, multiclass_accuracy, multiclass_macro_auroc
+from ehrjax.wording import counted
 
 Vectors = tuple[Float[np.ndarray, "P D"], Float[np.ndarray, "Q D"]]
 Labels = tuple[Shaped[np.ndarray, "P ..."], Shaped[np.ndarray, "Q ..."]]
@@ -166,7 +167,8 @@ def _auroc(problem: _Problem, vectors: Vectors) -> float:
 
 
 def _too_few_classes(labels: Labels) -> str:
-    return f"two classes are needed in train ({len(labels[0])} patients) and in test ({len(labels[1])} patients)"
+    train, test = (counted(len(part), "patient") for part in labels)
+    return f"two classes are needed in train ({train}) and in test ({test})"
 
 
 def _row(interval: Interval) -> dict[str, float | None]:

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from sklearn.manifold import TSNE
 
 from ehrjax.evaluate.clusters import check_vectors, sample_rows, standardised
+from ehrjax.wording import counted
 
 METHODS = ("pca", "tsne", "umap")
 MAX_PROJECTED = 3000  # patients: t-SNE of more takes minutes, and a map of more is a blot
@@ -43,7 +44,8 @@ def project(vectors: Float[np.ndarray, "P D"], method: str, *, seed: int = 0) ->
     rows = sample_rows(len(vectors), MAX_PROJECTED, seed)
     num_different = len(np.unique(vectors[rows], axis=0))
     if num_different < MIN_PROJECTED:
-        return Projection(method, rows, None, reason=f"{num_different} different patients, {MIN_PROJECTED} are needed")
+        different = counted(num_different, "different patient")
+        return Projection(method, rows, None, reason=f"{different}, {MIN_PROJECTED} are needed")
     if method == "umap" and importlib.util.find_spec("umap") is None:
         return Projection(method, rows, None, reason="umap-learn is not installed: pip install 'ehrjax[umap]'")
     components, explained = principal_components(standardised(vectors[rows]))

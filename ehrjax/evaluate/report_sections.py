@@ -23,6 +23,7 @@ from ehrjax.evaluate.report_charts import Bar, Series, bar_chart, line_chart
 from ehrjax.evaluate.report_map import map_block
 from ehrjax.evaluate.report_task import interval_charts
 from ehrjax.evaluate.tables import cell, digits, number, pretrain_rows
+from ehrjax.wording import counted
 
 DATA_COUNTS = (
     *("num_patients", "num_events", "num_visits", "vocab_size", "rows_read", "rows_kept", "rows_quarantined"),
@@ -51,7 +52,9 @@ def run_section(results: Mapping[str, Any], config: Mapping[str, Any], environme
     """What was run, and each task's first figure."""
     model = results.get("model") or {}
     rows = [["command", environment.get("command")], ["started", environment.get("started")]]
-    rows.append(["model", f"{model['name']}, {model['num_params']:,} parameters" if model else "no model was trained"])
+    rows.append(
+        ["model", f"{model['name']}, {counted(model['num_params'], 'parameter')}" if model else "no model was trained"]
+    )
     rows += [["data", (config.get("data") or {}).get("source") or config.get("data.source")]]
     rows += [["device", ", ".join(environment.get("devices", []))]]
     blocks: list[Any] = [Table(("", "run"), [[name, str(text)] for name, text in rows if text])]
@@ -93,7 +96,7 @@ def data_section(data: Mapping[str, Any]) -> Section:
         header = list(dict.fromkeys(key for file in files for key in file if not isinstance(file[key], Mapping)))
         rows = [[figure_text(file.get(key)) for key in header] for file in files[:MAX_FILES]]
         cut = f", the first {MAX_FILES} shown" if len(files) > MAX_FILES else ""
-        blocks.append(Fold(f"{len(files):,} files{cut}", [Table([words(key) for key in header], rows)]))
+        blocks.append(Fold(counted(len(files), "file") + cut, [Table([words(key) for key in header], rows)]))
     shown = {*DATA_COUNTS, "rows_by_reason", "files"}
     return Section("Data", blocks + fold("more about the data", {k: v for k, v in data.items() if k not in shown}))
 
@@ -222,7 +225,7 @@ def audit_section(audit: Mapping[str, Any] | None) -> Section:
     verdict = (
         "The audit passed."
         if audit.get("passed")
-        else f"The audit did not pass: {num_failed} of {len(rows)} checks failed."
+        else f"The audit did not pass: {num_failed} of {counted(len(rows), 'check')} failed."
     )
     return Section("Leakage audit", [Paragraph(verdict), Table(("check", "result", "detail"), rows)])
 

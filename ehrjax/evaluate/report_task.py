@@ -25,6 +25,7 @@ from ehrjax.evaluate.report_explanations import explanation_blocks
 from ehrjax.evaluate.saved_predictions import Predictions, read_predictions
 from ehrjax.evaluate.tables import cell, heading, modality_rows, notes, number, systems_of, task_rows
 from ehrjax.metrics.calibration import reliability_curve
+from ehrjax.wording import counted
 
 SHOWN_METRICS = (*FOREST_METRICS, "c_index", "concordance", "c_index_ipcw", "integrated_brier")
 MAX_PANELS = 3
@@ -124,7 +125,7 @@ def _reliability(path: Path) -> list[Any]:
     model = Series("model", mean.tolist(), rate.tolist(), low.tolist(), high.tolist(), has_points=True)
     perfect = Series("perfect", [0.0, limit], [0.0, limit], is_reference=True)
     return line_chart(
-        f"Calibration, {len(labels):,} test labels in bins of equal mass, 95 % intervals",
+        f"Calibration, {counted(len(labels), 'test label')} in bins of equal mass, 95 % intervals",
         [model, perfect],
         xlabel="predicted probability (bin mean)",
         ylabel="observed rate",

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ehrjax.wording import counted
+
 FEW_PATIENTS = 30  # a bootstrap over fewer gives intervals that are too narrow
 ORACLE_NAMES = {"": "oracle (record)", "latent_": "oracle (latent)"}
 RANKED_BY = {"auroc": "AUROC", "macro_auroc": "macro AUROC", "c_index": "C-index", "concordance": "C-index"}
@@ -106,7 +108,7 @@ def modality_rows(task: Mapping[str, Any]) -> list[list[str]]:
 def heading(name: str, task: Mapping[str, Any]) -> str:
     """Task, kind, sizes and prevalence in one line."""
     parts = [
-        f"{task[key]:,} {key.removeprefix('num_')} rows" for key in ("num_train", "num_val", "num_test") if key in task
+        counted(task[f"num_{split}"], f"{split} row") for split in ("train", "val", "test") if f"num_{split}" in task
     ]
     if task.get("prevalence") is not None:
         parts.append(f"prevalence {task['prevalence']:.3f}")
@@ -122,7 +124,7 @@ def notes(task: Mapping[str, Any]) -> list[str]:
     systems, lines = systems_of(task), []
     patients = task.get("num_test_patients", FEW_PATIENTS)
     if patients < FEW_PATIENTS:
-        lines.append(f"intervals rest on {patients} test patients only: take them as too narrow")
+        lines.append(f"intervals rest on {counted(patients, 'test patient')} only: take them as too narrow")
     lines += _seed_notes(task)
     for name in ORACLE_NAMES.values():
         for metric, title in RANKED_BY.items():
@@ -150,7 +152,8 @@ def _seed_notes(task: Mapping[str, Any]) -> list[str]:
         if (row := seeds["members"].get(metric)) and None not in (row.get("mean"), row.get("std"))
     ]
     members = f"; members: {', '.join(spread)}" if spread else ""
-    return [f"figures are of the mean prediction of {seeds.get('num_seeds', len(spread))} seeds{members}"]
+    num_seeds = counted(seeds.get("num_seeds", len(spread)), "seed")
+    return [f"figures are of the mean prediction of {num_seeds}{members}"]
 
 
 def cell(entry: Any, *, signed: bool = False) -> str:

@@ -15,6 +15,7 @@ from ehrjax.metrics.calibration import calibration_intercept, calibration_slope,
 from ehrjax.metrics.classification import brier
 from ehrjax.metrics.weighted import check_probabilities, rank
 from ehrjax.types import Array
+from ehrjax.wording import counted
 
 FIGURES = {
     "calibration_slope": calibration_slope,
@@ -148,7 +149,8 @@ def _fittable(labels: Array, scores: Array) -> tuple[np.ndarray, np.ndarray]:
     if not len(labels):
         raise CannotRecalibrateError("no validation row has a known label")
     if len(np.unique(labels)) < 2:
-        raise CannotRecalibrateError(f"all {len(labels)} validation labels are {labels[0]:g}: both classes are needed")
+        among = counted(len(labels), "validation label")
+        raise CannotRecalibrateError(f"only {labels[0]:g} among {among}: both classes are needed")
     if np.ptp(scores) == 0:
         raise CannotRecalibrateError("the validation scores are the same for every row")
     return labels, scores

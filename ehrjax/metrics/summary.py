@@ -11,6 +11,7 @@ from ehrjax.metrics.bootstrap import NUM_RESAMPLES, bootstrap
 from ehrjax.metrics.survival import survival_metrics
 from ehrjax.metrics.weighted import bind, weighted
 from ehrjax.types import Array
+from ehrjax.wording import counted
 
 KINDS = ("binary", "multiclass", "multilabel", "regression", "survival")
 TOP_K = (5, 10)
@@ -210,13 +211,14 @@ def _reason_undefined(kind: str, labels: np.ndarray, scores: np.ndarray) -> str:
     num_rows = len(labels)
     if num_rows == 0:
         return "no row has a known label"
+    rows = f"{'this' if num_rows == 1 else 'these'} {counted(num_rows, 'row')}"
     if kind == "binary" and len(np.unique(labels)) == 1:
-        return f"all {num_rows} labels are {labels[0]:g}: both classes are needed"
+        return f"only {labels[0]:g} among {counted(num_rows, 'label')}: both classes are needed"
     if kind == "survival":
-        num_events = int((labels[:, 1] > 0).sum())
-        return f"not defined on these {num_rows} rows with {num_events} events: no pair or no follow-up to compare"
+        events = counted(int((labels[:, 1] > 0).sum()), "event")
+        return f"not defined on {rows} with {events}: no pair or no follow-up to compare"
     if kind == "regression" and len(np.unique(labels)) == 1:
-        return f"all {num_rows} labels equal {labels[0]:g}"
+        return f"only {labels[0]:g} among {counted(num_rows, 'label')}"
     if np.all(scores == scores[:1]):
         return "the scores are the same for every row"
-    return f"not defined on these {num_rows} rows: nothing predicted, one class only, or no converging fit"
+    return f"not defined on {rows}: nothing predicted, one class only, or no converging fit"

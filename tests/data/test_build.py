@@ -85,6 +85,7 @@ def test_synthea_to_store(tmp_path):
     assert "DIAGNOSIS//SNOMED//44054006" in store.codes
     text = summarise(store)
     assert "rows read 8 = kept 5 + quarantined 3, from 3 files" in text
+    assert "2 patients (2 with visits), 2 visits, 14 events, 12 codes" in text
     assert "visits per patient  mean 1.0  min 1" in text
 
 

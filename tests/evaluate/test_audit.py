@@ -216,7 +216,7 @@ def test_a_shared_patient_fails(run):
     shared = Run(**(vars(run) | {"splits": run.splits | {"test": np.array([7, 2])}}))
     finding = check_split_overlap(shared)
     assert finding.passed is False
-    assert "1 patients are in both test and train, e.g. 2" in finding.detail
+    assert "1 patient is in both test and train, e.g. 2" in finding.detail
     assert check_split_overlap(Run(**(vars(run) | {"splits": run.splits | {"val": np.zeros(0, int)}}))).passed is False
 
 
@@ -253,7 +253,7 @@ def test_value_bins_of_all_patients_fail(run):
     everyone = fit_vocabulary(run.stores[0], np.arange(8), **settings)
     config = CONFIG | {"data.value_bins": 2}
     finding = check_vocabulary(Run(**(vars(run) | {"vocab": everyone, "config": config})))
-    assert "codes have other value bins than train gives (VITAL//WEIGHT)" in finding.detail
+    assert "1 code has other value bins than train gives (VITAL//WEIGHT)" in finding.detail
 
 
 # Labels and predictions
@@ -313,9 +313,9 @@ def test_labels_made_elsewhere_cannot_be_worked_out(run):
     ("tested", "fault"),
     [
         (_rows([7]), ""),
-        (_rows([2]), "1 patients are not of test, e.g. 2 (of train)"),
-        (_rows([7, 7]), "1 rows come twice"),
-        (_rows([7], "2005-03-02T12:00:00"), "predictions without a label"),
+        (_rows([2]), "1 patient is not of test, e.g. 2 (of train)"),
+        (_rows([7, 7]), "1 row comes twice"),
+        (_rows([7], "2005-03-02T12:00:00"), "1 prediction without a label"),
         (_rows([7], value=1.0), "another value of flu"),
         (_rows([]), "there are no predictions"),
     ],

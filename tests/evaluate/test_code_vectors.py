@@ -107,5 +107,5 @@ def test_another_width_or_another_number_of_tokens_is_refused():
 def test_coverage_in_one_line():
     assert doctest.testmod(code_vectors).failed == 0
     _, coverage = init_embedding(TABLE, TOKENS, NAMES, VECTORS)
-    expected = "code vectors: 2 of 4 codes by name (50.0 %), 1 by a parent (25.0 %), 1 start at random (25.0 %)"
+    expected = "code vectors: 2 of 4 codes by name (50.0 %), 1 by a parent (25.0 %), 1 starts at random (25.0 %)"
     assert describe_coverage(coverage) == expected

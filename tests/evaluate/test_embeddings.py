@@ -21,6 +21,7 @@ from ehrjax.evaluate.embeddings import (
     read_embeddings,
     write_embeddings,
 )
+from ehrjax.wording import counted
 from tests.evaluate.test_next_visit_baselines import make_records
 
 NAMES = {"silhouette", "davies_bouldin", "knn_precision_at_10", "knn_precision_at_10_chance"}
@@ -40,7 +41,7 @@ def test_too_few_patients_have_no_figures_but_a_reason(num_patients, as_clusters
     labels = np.zeros(num_patients, int) if as_clusters else np.ones((num_patients, 2), bool)
     table = evaluate_embeddings(np.zeros((num_patients, 4)), labels)
     assert {name: table[name] for name in NAMES} == dict.fromkeys(NAMES)
-    assert f"{num_patients} patients" in table["reason"]
+    assert table["reason"].startswith(counted(num_patients, "patient"))
 
 
 def test_no_diagnosis_to_judge_by():
@@ -192,7 +193,7 @@ def test_overlap_of_neighbours_equals_plain_loops():
 @pytest.mark.parametrize("num_patients", [0, 1, 10, 20])
 def test_no_overlap_of_few_patients_or_none_with_a_diagnosis(num_patients):
     labels = np.full((num_patients, 2), num_patients < 20)
-    assert neighbour_overlap(np.ones((num_patients, 3)), labels)["reason"].startswith(f"{num_patients} patients")
+    assert neighbour_overlap(np.ones((num_patients, 3)), labels)["reason"].startswith(counted(num_patients, "patient"))
 
 
 def test_queries_are_sampled_by_seed_and_counted(monkeypatch):

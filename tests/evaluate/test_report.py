@@ -77,6 +77,20 @@ def test_intervals_of_few_patients_come_with_a_warning(results):
     assert "test patients" not in results_table(results)
 
 
+def test_one_of_a_thing_is_in_the_singular(tmp_path, results):
+    task = results["tasks"]["diabetes_onset"]
+    task |= {"num_train": 1200, "num_val": 1, "num_test": 0, "num_test_patients": 1}
+    results["data"]["files"] = [{"file": "a.csv"}]
+    results["model"] |= {"num_params": 1}
+    results["audit"] = {"passed": False, "checks": [{"name": "splits", "passed": False, "detail": ""}]}
+    text = results_table(results)
+    assert "1,200 train rows, 1 val row, 0 test rows" in text and "rest on 1 test patient only" in text
+    write_report(tmp_path, results, {})
+    page, markdown = ((tmp_path / f"report.{suffix}").read_text() for suffix in ("html", "md"))
+    for said in ("1 file", "1 parameter", "1 of 1 check failed"):
+        assert said in page and said in markdown and f"{said}s" not in page + markdown
+
+
 def test_cells():
     assert cell(None) == cell(UNDEFINED) == "-"
     assert cell(0.5) == "0.500"

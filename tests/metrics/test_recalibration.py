@@ -19,8 +19,8 @@ def _over_confident(num_rows=4000, seed=0):
     ("labels", "scores", "why"),
     [
         ([], [], "no validation row"),
-        ([1.0], [0.3], "all 1 validation labels are 1"),
-        ([0.0, 0.0], [0.1, 0.3], "all 2 validation labels are 0"),
+        ([1.0], [0.3], "only 1 among 1 validation label: both"),
+        ([0.0, 0.0], [0.1, 0.3], "only 0 among 2 validation labels: both"),
         ([0.0, 1.0, 1.0], [0.4, 0.4, 0.4], "the same for every row"),
     ],
 )
@@ -94,7 +94,7 @@ def test_multilabel_goes_by_output_and_one_that_cannot_be_fitted_keeps_its_score
     mask = np.ones((500, 2), bool)
     found = recalibrate("multilabel", (*val, mask), (*test, mask), names=("often", "never"))
     assert found.figures["often"]["platt"]["ece"] < found.figures["often"]["before"]["ece"]
-    assert "all 500 validation labels are 0" in found.figures["never"]["platt"]["reason"]
+    assert "only 0 among 500 validation labels" in found.figures["never"]["platt"]["reason"]
     assert found.figures["never"]["before"]["calibration_slope"] is None
     np.testing.assert_array_equal(found.scores["platt"][:, 1], test[1][:, 1])
     assert not np.array_equal(found.scores["platt"][:, 0], test[1][:, 0])

@@ -12,7 +12,7 @@ from ehrjax.metrics.survival import concordance
 
 def test_single_class_gives_null_with_a_reason():
     table = evaluate("binary", [0, 0, 0], [0.1, 0.2, 0.3], None, [1, 2, 3], num_resamples=10)
-    assert table["auroc"]["value"] is None and "all 3 labels are 0" in table["auroc"]["reason"]
+    assert table["auroc"]["value"] is None and "only 0 among 3 labels: both" in table["auroc"]["reason"]
     assert table["brier"]["value"] == pytest.approx(0.14 / 3) and "reason" not in table["brier"]
 
 

@@ -6,6 +6,7 @@ from ehrjax.data.cutoff import cutoff_day
 from ehrjax.data.timeline import DAY
 from ehrjax.evaluate.audit.workdir import Finding, Run, TaskRecord
 from ehrjax.evaluate.embeddings import read_embeddings
+from ehrjax.wording import counted
 
 # Outcomes that a number of days after the index time settles; the others are settled by an event that rows do not tell.
 _OPEN_ENDED = ("next_codes", "next_class", "stay_days")
@@ -19,18 +20,22 @@ def check_cutoff(run: Run) -> Finding:
         counts["train and val"] += num_rows
         counts["test"] += len(record.tested.times)
         if late:
-            problems.append(f"{late:,} train or val labels of {name} were not settled by the cut-off")
+            labels = counted(late, "train or val label was", "train or val labels were")
+            problems.append(f"of {name} {labels} not settled by the cut-off")
         early = int((record.tested.times <= cutoff).sum())
         if early:
-            problems.append(f"{early:,} test rows of {name} are not after the cut-off")
+            problems.append(f"of {name} {counted(early, 'test row is', 'test rows are')} not after the cut-off")
     num_read, num_late = _late_records(run)
     if num_late:
-        problems.append(f"{num_late:,} of {num_read:,} pre-training records go on after the cut-off")
+        records = counted(num_read, "pre-training record")
+        problems.append(f"of {records} {counted(num_late, 'goes', 'go')} on after the cut-off")
     if problems:
         return Finding(False, f"cut-off {cutoff_day(cutoff)}: {'; '.join(problems)}")
-    rows = f"{counts['train and val']:,} train and val label rows settled before it, {counts['test']:,} test rows after"
-    read = f", {num_read:,} pre-training records end before it" if num_read else ""
-    return Finding(True, f"cut-off {cutoff_day(cutoff)}: {rows}{read}")
+    rows = counted(counts["train and val"], "train and val label row")
+    tested = counted(counts["test"], "test row")
+    records = counted(num_read, "pre-training record ends", "pre-training records end")
+    read = f", {records} before it" if num_read else ""
+    return Finding(True, f"cut-off {cutoff_day(cutoff)}: {rows} settled before it, {tested} after{read}")
 
 
 def _late_labels(run: Run, record: TaskRecord) -> tuple[int, int]:

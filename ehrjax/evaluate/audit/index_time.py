@@ -11,6 +11,7 @@ from ehrjax.data.perturb import CHANGES, change_after, count_later_events
 from ehrjax.data.stay_batching import StayWindows
 from ehrjax.evaluate.audit.workdir import Finding, Rows
 from ehrjax.types import FIRST_CODE, VisitSequences
+from ehrjax.wording import counted
 
 NUM_PATIENTS = 200  # sampled, one row each
 
@@ -62,7 +63,8 @@ def check_inputs(rows: Rows, store, model: TaskModel, *, seed: int = 0) -> tuple
             same = np.array([np.array_equal(a, b, equal_nan=True) for a, b in zip(scores, other, strict=True)])
             if not same.all():
                 output_faults.append(f"{change}: {_whose(sample, np.flatnonzero(~same))}")
-    tested = f"{len(sample.times)} rows, {num_later:,} later events removed, replaced and added to"
+    later = counted(num_later, "later event")
+    tested = f"{counted(len(sample.times), 'row')}, {later} removed, replaced and added to"
     inputs = _finding(input_faults, "the inputs read what comes after the index time", tested, num_later)
     if scores is None:
         return inputs, Finding(None, f"not computed: {model.reason}")
@@ -87,7 +89,8 @@ def check_visit_inputs(rows: Rows, store, model: TaskModel, *, seed: int = 0) ->
         if not is_same.all():
             faults.append(f"{change}: {_whose(chosen, np.flatnonzero(~is_same))}")
     num_later = count_later_events(store, chosen.subject_ids, chosen.times)
-    tested = f"{len(numbers)} labelled visits of as many train patients, {num_later:,} later events changed"
+    later = counted(num_later, "later event")
+    tested = f"{counted(len(numbers), 'labelled visit')}, one a train patient, {later} changed"
     return _finding(faults, "the state at a label has read what comes after it", tested, num_later)
 
 
@@ -115,9 +118,10 @@ def check_visit_outputs(rows: Rows, store, model: TaskModel, *, seed: int = 0) -
     differs = (before != after) & ~(np.isnan(before) & np.isnan(after))
     leaks = np.flatnonzero(differs.any(axis=1) & ~is_later)
     num_later = int((is_later & ~np.isnan(before).any(axis=1)).sum())  # NaN: not computed, a record that is too long
-    tested = f"{len(num_visits)} train patients, {num_later:,} later visits changed"
+    tested = f"{counted(len(num_visits), 'train patient')}, {counted(num_later, 'later visit')} changed"
     whose = np.searchsorted(sequences.example_offsets, leaks, side="right") - 1
-    faults = [f"of {len(leaks)} visits, e.g. of patient {sequences.subject_ids[whose[0]]}"] if len(leaks) else []
+    visits = counted(len(leaks), "visit")
+    faults = [f"of {visits}, e.g. of patient {sequences.subject_ids[whose[0]]}"] if len(leaks) else []
     return _finding(faults, "the outputs at a visit change with later visits", tested, num_later)
 
 
@@ -176,7 +180,8 @@ def _slice(sequences: VisitSequences, example: int, length: int) -> tuple[np.nda
 def _whose(rows: Rows, differing) -> str:
     first = differing[0]
     time = np.datetime64(int(rows.times[first]), "s")
-    return f"{len(differing)} of {len(rows.times)} rows differ, e.g. patient {rows.subject_ids[first]} at {time}"
+    rows_differ = counted(len(rows.times), "row differs", "rows differ")
+    return f"{len(differing):,} of {rows_differ}, e.g. patient {rows.subject_ids[first]} at {time}"
 
 
 def _finding(faults: list[str], fault: str, tested: str, num_later: int) -> Finding:

@@ -14,6 +14,7 @@ from ehrjax.data.shards import NULL_TIME
 from ehrjax.data.tasks import ADMISSION_CODES, DISCHARGE_CODES, Task, match_codes
 from ehrjax.data.timeline import DAY
 from ehrjax.evaluate.audit.workdir import Finding, Rows, Run, TaskRecord
+from ehrjax.wording import counted
 
 NUM_ROWS = 150  # of each class and output
 _MAX_OUTPUTS = 20
@@ -60,9 +61,9 @@ def check_labels(run: Run, record: TaskRecord, *, seed: int = 0) -> Finding:
     if not num_rows:
         return Finding(None, "there are no label rows to look at")
     if faults:
-        found = "; ".join(f"{count} rows: {fault}" for fault, count in faults.most_common(3))
-        return Finding(False, f"of {num_rows:,} rows worked out again, {found}")
-    return Finding(True, f"{num_rows:,} rows worked out again: {_rules(task)}, exclusions kept")
+        found = "; ".join(f"{counted(count, 'row')}: {fault}" for fault, count in faults.most_common(3))
+        return Finding(False, f"of {counted(num_rows, 'row')} worked out again, {found}")
+    return Finding(True, f"{counted(num_rows, 'row')} worked out again: {_rules(task)}, exclusions kept")
 
 
 def _rules(task: Task) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 from ehrjax.data.cutoff import whole_of
 from ehrjax.data.splits import mix64
 from ehrjax.evaluate.audit.workdir import Finding, Run
+from ehrjax.wording import counted
 
 # Records of fewer events can be equal by chance, where times are dates and codes are few.
 MIN_EVENTS = 10
@@ -22,11 +23,12 @@ def check_split_overlap(run: Run) -> Finding:
             shared = np.intersect1d(ids, others) if other > name else _twice(ids) if other == name else ids[:0]
             if len(shared):
                 where = f"both {name} and {other}" if other != name else f"{name} twice"
-                problems.append(f"{len(shared)} patients are in {where}, e.g. {shared[0]}")
+                problems.append(f"{counted(len(shared), 'patient is', 'patients are')} in {where}, e.g. {shared[0]}")
         store = run.stores[-1 if name == "test" else 0]
         absent = ids[~np.isin(ids, store.subject_ids)]
         if len(absent):
-            problems.append(f"{len(absent)} patients of {name} are not in its store, e.g. {absent[0]}")
+            patients = counted(len(absent), "patient is", "patients are")
+            problems.append(f"of {name} {patients} not in its store, e.g. {absent[0]}")
     sizes = ", ".join(f"{len(ids):,} {name}" for name, ids in run.splits.items())
     return Finding(not problems, "; ".join(problems) or f"{sizes}: no patient in two splits")
 
@@ -46,11 +48,13 @@ def check_equal_records(run: Run) -> Finding:
                 shared.append((*first, split, subject))
     if shared:
         one, a, two, b = shared[0]
-        detail = f"{len(shared)} records are equal across splits, e.g. those of {a} ({one}) and {b} ({two})"
+        pairs = counted(len(shared), "pair of equal records", "pairs of equal records")
+        detail = f"{pairs} across splits, e.g. those of {a} ({one}) and {b} ({two})"
         return Finding(False, detail)
     if not num_records:
         return Finding(None, f"no patient has {MIN_EVENTS} events, too few to compare records")
-    return Finding(True, f"{num_records:,} records of at least {MIN_EVENTS} events differ between the splits")
+    records = counted(num_records, "record")
+    return Finding(True, f"{records} of at least {MIN_EVENTS} events: none is equal to one of another split")
 
 
 def check_label_rows(run: Run) -> Finding:
@@ -62,10 +66,12 @@ def check_label_rows(run: Run) -> Finding:
             num_rows += len(rows.subject_ids)
             foreign = np.setdiff1d(rows.subject_ids, everyone)
             if len(foreign):
-                problems.append(f"labels of {output}: {len(foreign)} patients are in no split, e.g. {foreign[0]}")
+                patients = counted(len(foreign), "patient is", "patients are")
+                problems.append(f"labels of {output}: {patients} in no split, e.g. {foreign[0]}")
     if not num_rows:
         return Finding(None, "the run left no label rows")
-    return Finding(not problems, "; ".join(problems) or f"{num_rows:,} label rows, each of a patient of one split")
+    rows = counted(num_rows, "label row")
+    return Finding(not problems, "; ".join(problems) or f"{rows}, each of a patient of one split")
 
 
 def fingerprints(store) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

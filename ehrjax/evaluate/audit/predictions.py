@@ -3,6 +3,7 @@
 import numpy as np
 
 from ehrjax.evaluate.audit.workdir import Finding, Rows, Run, TaskRecord
+from ehrjax.wording import counted
 
 
 def check_predictions(run: Run, record: TaskRecord) -> Finding:
@@ -13,18 +14,21 @@ def check_predictions(run: Run, record: TaskRecord) -> Finding:
     foreign = np.setdiff1d(tested.subject_ids, run.splits["test"])
     if len(foreign):
         where = next((name for name in ("train", "val") if np.isin(foreign, run.splits[name]).any()), "no split")
-        problems.append(f"{len(foreign)} patients are not of test, e.g. {foreign[0]} (of {where})")
+        problems.append(
+            f"{counted(len(foreign), 'patient is', 'patients are')} not of test, e.g. {foreign[0]} (of {where})"
+        )
     keys = np.stack([tested.subject_ids, tested.times], axis=1)
     twice = len(keys) - len(np.unique(keys, axis=0))
     if twice:
-        problems.append(f"{twice} rows come twice")
+        problems.append(f"{counted(twice, 'row comes', 'rows come')} twice")
     compared = not problems and bool(record.labels) and len(run.stores) == 1
     if compared:
         problems += _against_labels(run, record)
     if problems:
         return Finding(False, "; ".join(problems))
     how = "each with its label's time and value" if compared else "no label file of the test set to compare with"
-    return Finding(True, f"{len(tested.times):,} rows of {len(np.unique(tested.subject_ids)):,} test patients, {how}")
+    patients = counted(len(np.unique(tested.subject_ids)), "test patient")
+    return Finding(True, f"{counted(len(tested.times), 'row')} of {patients}, {how}")
 
 
 def _against_labels(run: Run, record: TaskRecord) -> list[str]:
@@ -32,18 +36,20 @@ def _against_labels(run: Run, record: TaskRecord) -> list[str]:
     predicted, labelled = _keys(record.tested), _keys(record.index_rows(run.splits["test"]))
     problems = []
     pairs = (
-        (predicted - labelled, "predictions without a label"),
-        (labelled - predicted, "labels without a prediction"),
+        (predicted - labelled, "prediction", "without a label"),
+        (labelled - predicted, "label", "without a prediction"),
     )
-    for extra, what in pairs:
+    for extra, what, lack in pairs:
         if extra:
             subject, time = min(extra)
-            problems.append(f"{len(extra)} {what}, e.g. patient {subject} at {np.datetime64(time, 's')}")
+            at = np.datetime64(time, "s")
+            problems.append(f"{counted(len(extra), what)} {lack}, e.g. patient {subject} at {at}")
     columns = {"survival": ("days", "event"), "multiclass": (record.name,)}.get(record.kind, record.outputs)
     for column, output in enumerate(columns):
         wrong = _num_wrong(record.tested, column, labels[output]) if output in labels else 0
         if wrong:
-            problems.append(f"{wrong} rows have another value of {output} than its label file")
+            rows = counted(wrong, "row has", "rows have")
+            problems.append(f"{rows} another value of {output} than its label file")
     return problems
 
 

@@ -12,6 +12,7 @@ from ehrjax.data.events import code_type
 from ehrjax.data.tasks import ADMISSION_CODES, match_codes
 from ehrjax.data.timeline import DAY
 from ehrjax.evaluate.audit.workdir import Finding, Run
+from ehrjax.wording import counted
 
 MIN_STAY_DAYS = 1.0
 MIN_EVENTS = 20  # of a kind of code in such stays
@@ -38,16 +39,17 @@ def check_recording_times(run: Run) -> Finding:
         flagged |= {groups[k]: f"{groups[k]} ({at_start[k]:,} of {total[k]:,})" for k in np.flatnonzero(suspects)}
     if not num_stays:
         return Finding(None, f"no visit lasts {MIN_STAY_DAYS:g} day, so late coding would not show")
+    stays = counted(num_stays, "stay")
     if flagged and len(flagged) == len(kinds_seen):
-        return Finding(None, f"every kind of code stands at the start of its stay: no time within {num_stays:,} stays")
+        return Finding(None, f"every kind of code stands at the start of its stay: no time within {stays}")
     if flagged:
         return Finding(
             None,
-            f"warning: in {num_stays:,} stays of {MIN_STAY_DAYS:g} day or more these events lie at the very start, as "
+            f"warning: in {stays} of {MIN_STAY_DAYS:g} day or more these events lie at the very start, as "
             f"codes made at discharge do when stamped with the admission: {', '.join(flagged.values())}. Where that is "
             "so, predict after the stay only (index at discharge or at a visit's end)",
         )
-    return Finding(True, f"no kind of code stands at the start of {num_stays:,} stays only")
+    return Finding(True, f"no kind of code stands at the start of {stays} only")
 
 
 def kinds_of_codes(codes: list[str]) -> tuple[list[str], np.ndarray]:

@@ -6,6 +6,7 @@ from ehrjax.data.stay_windows import WindowScaler, collect, fit_scaler
 from ehrjax.evaluate.audit.index_time import blank_labels
 from ehrjax.evaluate.audit.model import load_scaler, notes_of, settings_of
 from ehrjax.evaluate.audit.workdir import Finding, Run, TaskRecord
+from ehrjax.wording import counted
 
 
 def check_scaler(run: Run, record: TaskRecord) -> Finding:
@@ -17,7 +18,7 @@ def check_scaler(run: Run, record: TaskRecord) -> Finding:
     found = load_scaler(run, record.name)
     again, num_rows = _fit(run, record, ("train",))
     if again == found:
-        return Finding(True, f"fitted again on {num_rows:,} train rows: the same means and deviations")
+        return Finding(True, f"fitted again on {counted(num_rows, 'train row')}: the same means and deviations")
     origin = next(
         (
             " and ".join(splits)

@@ -5,6 +5,7 @@ import numpy as np
 from ehrjax.data.cutoff import whole_of
 from ehrjax.data.vocab import Vocabulary, fit_vocabulary
 from ehrjax.evaluate.audit.workdir import Finding, Run
+from ehrjax.wording import counted
 
 _NUM_NAMED = 5
 
@@ -18,8 +19,8 @@ def check_vocabulary(run: Run) -> Finding:
     }
     again = fit_vocabulary(run.stores[0], run.splits["train"], **settings)
     if again.content_hash == run.vocab.content_hash:
-        num_train = len(run.splits["train"])
-        return Finding(True, f"fitted again on {num_train:,} train patients: the same {len(again):,} tokens and bins")
+        patients, tokens = counted(len(run.splits["train"]), "train patient"), counted(len(again), "token")
+        return Finding(True, f"fitted again on {patients}: the same {tokens} and bins")
     return Finding(False, f"{_difference(run.vocab, again)}; {_origin(run, settings)}")
 
 
@@ -28,11 +29,11 @@ def _difference(found: Vocabulary, fitted: Vocabulary) -> str:
     lost = sorted(set(fitted.tokens) - set(found.tokens))
     cuts = sorted(code for code in found.edges if found.edges[code] != fitted.edges.get(code))
     parts = [
-        f"{len(names):,} {what} ({', '.join(names[:_NUM_NAMED])}{', ...' if len(names) > _NUM_NAMED else ''})"
+        f"{what} ({', '.join(names[:_NUM_NAMED])}{', ...' if len(names) > _NUM_NAMED else ''})"
         for names, what in (
-            (foreign, "tokens are not what train gives"),
-            (lost, "tokens of train are missing"),
-            (cuts, "codes have other value bins than train gives"),
+            (foreign, counted(len(foreign), "token is", "tokens are") + " not what train gives"),
+            (lost, counted(len(lost), "token of train is", "tokens of train are") + " missing"),
+            (cuts, counted(len(cuts), "code has", "codes have") + " other value bins than train gives"),
         )
         if names
     ]
