@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from ehrjax.data.cutoff import whole_of
 from ehrjax.data.stay_batching import StayWindows
 from ehrjax.evaluate import plots
 from ehrjax.evaluate.audit.checks import audit_run
@@ -54,7 +55,8 @@ def run(config: ConfigDict, workdir: Path, *, command: str) -> dict[str, Any]:
             return results
         write_json(workdir / "environment.json", environment(command))
         data = prepare_data(config, workdir)
-        plots.data_overview(workdir / "plots" / "data.png", data.stores[0])
+        read = dict.fromkeys(map(whole_of, data.stores))  # also what a temporal split holds back from training
+        plots.data_overview(workdir / "plots" / "data.png", *read)
         results = {
             "model": None,
             "data": data.report,

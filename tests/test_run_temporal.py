@@ -12,6 +12,7 @@ import pytest
 from configs import lstm_small
 from ehrjax.data.cutoff import StoreUntil, whole_of
 from ehrjax.data.vocab import fit_vocabulary
+from ehrjax.evaluate import plots
 from ehrjax.evaluate.audit.checks import audit_models
 from ehrjax.evaluate.audit.workdir import read_run
 from experiments import build, prepare, pretrain, stages
@@ -33,10 +34,23 @@ def _config(**data):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
+def shown() -> list:
+    """The stores of the run's overview."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, shown) -> Path:
     """The workdir of one run on simulated patients."""
     workdir = tmp_path_factory.mktemp("temporal") / "run"
-    stages.run(_config(), workdir, command="test")
+
+    def draw(path, *stores, make=plots.data_overview):
+        shown.extend(stores)
+        make(path, *stores)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "data_overview", draw)
+        stages.run(_config(), workdir, command="test")
     return workdir
 
 
@@ -67,6 +81,13 @@ def test_a_run_trains_before_the_cutoff_and_tests_after_it(finished):
     assert (times // 1_000_000 > END).all()
     assert results["pretrain"]["test"]["next_visit_f1"]["value"] is not None
     assert _failed(finished) == {}
+
+
+def test_the_overview_shows_what_was_read_on_either_side_of_the_cutoff(finished, shown):
+    (store,) = shown
+    assert sum(len(shard.visit_start) for shard in store.shards) == store.report["num_visits"]
+    assert max(shard.visit_start.max() for shard in store.shards) > END
+    assert (finished / "plots" / "data.png").is_file()
 
 
 def test_splits_are_of_patients_and_those_seen_later_train_nothing(data):

@@ -225,9 +225,9 @@ def forest(path: str | Path, task: Mapping[str, Any], *, title: str = "") -> Non
     save_figure(figure, path)
 
 
-def data_overview(path: str | Path, store: Any) -> None:
-    """Four histograms of an event store: visits a patient, codes a visit, days between visits, age at visits."""
-    visits_per_patient, codes_per_visit, gap_days, ages = _distributions(store)
+def data_overview(path: str | Path, *stores: Any) -> None:
+    """Four histograms of event stores, pooled: visits a patient, codes a visit, days between visits, age at visits."""
+    visits_per_patient, codes_per_visit, gap_days, ages = _distributions(*stores)
     axes_list, figure = panel_grid(4, title="Data overview", columns=2)
     _log_histogram(axes_list[0], visits_per_patient, "visits per patient", "patients")
     _log_histogram(axes_list[1], codes_per_visit, "codes per visit", "visits")
@@ -238,11 +238,11 @@ def data_overview(path: str | Path, store: Any) -> None:
     save_figure(figure, path)
 
 
-def _distributions(store: Any, max_visits: int = 2_000_000) -> list[np.ndarray]:
+def _distributions(*stores: Any, max_visits: int = 2_000_000) -> list[np.ndarray]:
     """Visits a patient, codes a visit, days between visits, ages; from as many shards as hold `max_visits`."""
     parts: list[tuple[np.ndarray, ...]] = []
     num_visits = 0
-    for shard in store.shards:
+    for shard in (shard for store in stores for shard in store.shards):
         if num_visits >= max_visits:
             break
         visits_each, start = np.diff(shard.visit_offsets), np.asarray(shard.visit_start)

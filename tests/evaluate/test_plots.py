@@ -116,6 +116,9 @@ def test_data_overview_of_a_store(tmp_path, drawn):
     np.testing.assert_allclose(ages, [10, 10 + 10 / 365.25], atol=0.01)
     ours.data_overview(tmp_path / "d.png", store)
     assert _is_png(tmp_path / "d.png") and len(drawn[0].axes) == 4
+    other = make_store(tmp_path / "other", [(9, "2010-01-01T00:00:00", "DIAGNOSIS//A//1", None, 1)])
+    visits, codes, *_ = ours._distributions(store, other)
+    assert sorted(visits) == [1, 1, 2] and sorted(codes) == [1, 1, 1, 2]
 
 
 def test_data_overview_of_a_store_without_visits(tmp_path):
