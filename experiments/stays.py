@@ -133,7 +133,7 @@ def make_parts(
             part.save(partial)
     write_json(folder / "measurements.json", {split: each.measurements.counts for split, each in found.items()})
     if stays.notes is not None:
-        counts = {split: count_notes(each, stays.notes.notes) for split, each in found.items()}
+        counts = {split: count_notes(stores[split], each, stays.notes.notes) for split, each in found.items()}
         write_json(folder / "notes.json", counts)
     return {split: make_windows(each, stays.settings, scaler, stays.notes) for split, each in found.items()}
 

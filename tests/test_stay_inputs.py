@@ -63,7 +63,7 @@ class Prepared:
         self.windows = [part.sequences for part in self.parts.values()]
         counts = json.loads((folder / "stays" / name / "measurements.json").read_text())
         notes = json.loads((folder / "stays" / name / "notes.json").read_text())
-        self.notes = {key: sum(part[key] for part in notes.values()) for key in ("notes", "read")}
+        self.notes = {key: sum(part[key] for part in notes.values()) for key in ("notes", "read", "after_discharge")}
         self.counts = {name: sum(pd.Series(part[name]) for part in counts.values()) for name in counts["train"]}
 
     def rows(self, subject, field):
@@ -115,8 +115,9 @@ def test_a_note_after_discharge_is_read_by_no_window(tables, plain, tmp_path):
     late = tables.with_note(leave[tables.stay["subject_id"]] + pd.Timedelta(hours=30))
     during = tables.with_note(tables.stay["admission"] + pd.Timedelta(hours=1))
     unread, read = (Prepared(tmp_path / name, tables.events, notes) for name, notes in (("a", late), ("b", during)))
-    assert unread.notes == plain.notes | {"notes": plain.notes["notes"] + 1}
-    assert read.notes == {key: count + 1 for key, count in plain.notes.items()}
+    assert plain.notes["after_discharge"] == 0 < plain.notes["notes"] - plain.notes["read"]
+    assert unread.notes == plain.notes | {"notes": plain.notes["notes"] + 1, "after_discharge": 1}
+    assert read.notes == plain.notes | {key: plain.notes[key] + 1 for key in ("notes", "read")}
     for same, other, expected in zip(unread.windows, read.windows, plain.windows, strict=True):
         assert np.array_equal(same.notes, expected.notes) and np.array_equal(same.has_notes, expected.has_notes)
         rows = expected.subject_ids == tables.subjects[LATE_NOTE]

@@ -40,6 +40,7 @@ from ehrjax.data.timeline import (
     SortedTimes,
     Timeline,
     events_of_codes,
+    find_stays,
     rank_in_group,
     running_max,
 )
@@ -221,22 +222,10 @@ def _open_record(shard, plan: Plan) -> Record:
     if plan.data_end is not None:
         follow_up[:] = plan.data_end
     known = SortedTimes(line.visit_rows[heard], line.known[heard])
-    stays = _stays(shard, line, plan)
+    stays = find_stays(shard, line, plan.is_stay_class, plan.is_admission, plan.is_discharge)
     if plan.task.index == "during_stay":
         stays = _merge_stays(*stays)
     return Record(shard, line, known, follow_up, *stays, first_times(shard, line, plan.is_condition))
-
-
-def _stays(shard, line: Timeline, plan: Plan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Patient row, start and end of each hospital stay."""
-    classes = np.append(plan.is_stay_class, False)  # class -1 is none
-    visits = np.flatnonzero(classes[shard.visit_class])
-    if len(visits) or not plan.is_admission.any():
-        return line.visit_rows[visits], np.asarray(shard.visit_start)[visits], np.asarray(shard.visit_end)[visits]
-    rows, starts = events_of_codes(shard, plan.is_admission, line.visit_rows)
-    ends = SortedTimes(*events_of_codes(shard, plan.is_discharge, line.visit_rows)).next_after(rows, starts - 1)
-    # A discharge after the next admission belongs to that one.
-    return rows, starts, np.where(ends <= SortedTimes(rows, starts).next_after(rows, starts), ends, NEVER)
 
 
 def _merge_stays(rows, starts, ends) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -13,20 +13,22 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from ehrjax.data.cutoff import whole_of
 from ehrjax.data.labels import Labels
 from ehrjax.data.note_scaler import NoteScaler
 from ehrjax.data.notes import NoteJoin, Notes, Stays, notes_until, recent_vectors
 from ehrjax.data.shards import NULL_TIME
 from ehrjax.data.stay_batching import StayWindows
-from ehrjax.data.tasks import ADMISSION_CODES, INPATIENT_CLASSES, match_codes
-from ehrjax.data.timeline import SortedTimes, Timeline, events_of_codes
+from ehrjax.data.tasks import ADMISSION_CODES, DISCHARGE_CODES, INPATIENT_CLASSES, match_codes
+from ehrjax.data.timeline import NEVER, SortedTimes, Timeline, events_of_codes, find_stays
 from ehrjax.data.variables import ICU_VARIABLES, VITALS, Variable, load_variables, map_codes
 from ehrjax.data.vital_summaries import QuantileTransform, summarize
 from ehrjax.data.vitals import Measurements, Scaler, Statics, collect_measurements, collect_statics, to_grid
 
 VARIABLE_SETS = {"vitals": VITALS, "icu": ICU_VARIABLES}
 NOTE_HALF_LIFE_HOURS = 24.0  # of a note's weight in the mean vector of a window
-STAY_STARTS = (*INPATIENT_CLASSES, "ENCOUNTER//icu*", *ADMISSION_CODES)
+STAY_CLASSES = (*INPATIENT_CLASSES, "ENCOUNTER//icu*")
+STAY_STARTS = (*STAY_CLASSES, *ADMISSION_CODES)
 
 
 class NoteVectors(NamedTuple):
@@ -212,13 +214,32 @@ def _join_notes(found: Collected, notes: Notes) -> NoteJoin:
     return notes_until(notes, labels.subject_ids, labels.times, stays=stays)
 
 
-def count_notes(found: Collected, notes: Notes) -> dict[str, int]:
-    """How many notes the rows' patients have, and how many of them a row reads.
+def count_notes(store, found: Collected, notes: Notes) -> dict[str, int]:
+    """How many notes the rows' patients have, how many a row reads, and how many others come after a discharge.
 
-    The others were written after the last index time of their stay (after discharge, for one), or between stays.
+    Those came when no stay was open any more. The rest are of an open stay, but too late for its last index time (or
+    the stay has none), or from before the first stay.
     """
-    of_patients = int(np.isin(notes.subject_ids, found.labels.subject_ids).sum())
-    return {"notes": of_patients, "read": len(np.unique(_join_notes(found, notes).rows))}
+    of_patients = np.flatnonzero(np.isin(notes.subject_ids, found.labels.subject_ids))
+    read = np.unique(_join_notes(found, notes).rows)
+    unread = np.setdiff1d(of_patients, read)
+    after = _is_after_discharge(store, notes.subject_ids[unread], notes.times[unread] // 1_000_000)
+    return {"notes": len(of_patients), "read": len(read), "after_discharge": int(after.sum())}
+
+
+def _is_after_discharge(store, subject_ids: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Whether a patient has had a stay by each time (seconds), and all that began by then have ended before it."""
+    codes, is_after = [str(code) for code in store.codes], np.zeros(len(times), bool)
+    masks = [match_codes(patterns, codes) for patterns in (STAY_CLASSES, ADMISSION_CODES, DISCHARGE_CODES)]
+    for shard in whole_of(store).shards:  # a cut-off ends no stay
+        chosen = np.flatnonzero(np.isin(subject_ids, shard.subject_ids))
+        patients = np.searchsorted(shard.subject_ids, subject_ids[chosen])
+        rows, starts, ends = find_stays(shard, Timeline.of(shard), *masks)
+        begun = SortedTimes(rows, starts).count_until(patients, times[chosen])
+        has_end = ends != NEVER
+        ended = SortedTimes(rows[has_end], ends[has_end]).count_until(patients, times[chosen] - 1)
+        is_after[chosen] = (begun > 0) & (begun == ended)
+    return is_after
 
 
 def stay_starts(store, subject_ids: np.ndarray, times: np.ndarray) -> np.ndarray:

@@ -123,3 +123,20 @@ class SortedTimes:
             return np.full(len(at), otherwise)
         inside = np.clip(at, 0, len(values) - 1)
         return np.where((at == inside) & (self.rows[inside] == rows), values[inside], otherwise)
+
+
+def find_stays(
+    shard, line: Timeline, is_class: np.ndarray, is_admission: np.ndarray, is_discharge: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Patient row, start and end (seconds; NEVER where not recorded) of each hospital stay.
+
+    Stays are the visits of some classes; where the shard has none, from an admission event to the next discharge
+    event. The codes of each are marked in a bool [num_codes].
+    """
+    visits = np.flatnonzero(np.append(is_class, False)[shard.visit_class])  # class -1 is none
+    if len(visits) or not is_admission.any():
+        return line.visit_rows[visits], np.asarray(shard.visit_start)[visits], np.asarray(shard.visit_end)[visits]
+    rows, starts = events_of_codes(shard, is_admission, line.visit_rows)
+    ends = SortedTimes(*events_of_codes(shard, is_discharge, line.visit_rows)).next_after(rows, starts - 1)
+    # A discharge after the next admission belongs to that one.
+    return rows, starts, np.where(ends <= SortedTimes(rows, starts).next_after(rows, starts), ends, NEVER)

@@ -5,6 +5,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
+from ehrjax.data.cutoff import StoreUntil
 from ehrjax.data.labels import Labels
 from ehrjax.data.notes import make_notes
 from ehrjax.data.perturb import CHANGES, change_after
@@ -13,6 +14,7 @@ from ehrjax.data.stay_windows import (
     NOTE_HALF_LIFE_HOURS,
     NoteVectors,
     collect,
+    count_notes,
     fit_scaler,
     make_windows,
     stay_starts,
@@ -133,6 +135,47 @@ def test_notes_are_of_this_stay_and_not_later(tmp_path):
     expected = [[0, 1 - late, late, 0, 0], [0] * 5, [0, 0, 0, 0, 1]]
     np.testing.assert_allclose(windows.notes, expected, rtol=1e-6)
     assert windows.has_notes.tolist() == [True, False, True]
+
+
+def counts_of(tmp_path, events, times, subject=1):
+    notes = make_notes(np.full(len(times), subject), np.array([microseconds(t) for t in times]), ["text"] * len(times))
+    store = make_store(tmp_path, events)
+    return count_notes(store, collect(store, make_rows(ROWS), SETTINGS), notes)
+
+
+def test_notes_after_discharge_are_told_from_those_too_late_for_an_index_time(tmp_path):
+    times = {
+        "before any stay": "2019-12-31 23:00",
+        "in a stay without an index time": "2020-01-01 01:00",
+        "as it ends": "2020-01-01 03:00",
+        "after it": "2020-01-01 03:01",
+        "read": "2020-01-01 07:00",
+        "after the index time": "2020-01-01 08:01",
+        "years later": "2023-01-01 08:00",
+    }
+    expected = {"notes": 7, "read": 1, "after_discharge": 2}
+    assert counts_of(tmp_path, EVENTS, list(times.values())) == expected
+    nested = [*EVENTS, (1, "2019-12-31 20:00", IN, None, 9), (1, "2020-01-01 04:00", f"ENCOUNTER_END{IN[9:]}", None, 9)]
+    assert counts_of(tmp_path / "in another stay", nested, [times["after it"]])["after_discharge"] == 0
+    assert counts_of(tmp_path / "nobody's", EVENTS, ["2023-01-01 08:00"], subject=77) == dict.fromkeys(expected, 0)
+
+
+def test_notes_after_a_discharge_event_where_there_are_no_encounters(tmp_path):
+    codes = (("2020-01-01 00:00", "ADMISSION"), ("2020-01-01 03:00", "DISCHARGE"), ("2020-01-01 05:00", "ADMISSION"))
+    events = [(1, time, code, None, None) for time, code in codes] + [(2, "2020-01-01", HR, 80.0, None)]
+    events += [(3, "2020-01-01", HR, 80.0, None)]
+    found = counts_of(
+        tmp_path, events, ["2020-01-01 02:00", "2020-01-01 04:00", "2020-01-01 09:00", "2020-05-01 00:00"]
+    )
+    assert found == {"notes": 4, "read": 0, "after_discharge": 1}, "of the second stay no end is known"
+    assert counts_of(tmp_path / "no stay", events, ["2020-01-01 02:00"], subject=3)["after_discharge"] == 0
+
+
+def test_a_cut_off_is_no_discharge(tmp_path):
+    store, times = make_store(tmp_path, EVENTS), ["2020-01-01 02:00", "2020-01-01 04:00"]
+    notes = make_notes(np.array([1, 1]), np.array([microseconds(t) for t in times]), ["during the stay", "after it"])
+    found = collect(store, make_rows(ROWS), SETTINGS)
+    assert count_notes(StoreUntil(store, seconds("2020-01-01 01:30")), found, notes)["after_discharge"] == 1
 
 
 def test_note_vectors_are_scaled_as_the_rows_say_that_were_fitted_on(tmp_path):
