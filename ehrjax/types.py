@@ -100,8 +100,8 @@ class TokenBatch(NamedTuple):
 class StayBatch(NamedTuple):
     """Windows of hospital stays, each up to its index time: vital signs on a regular grid, the notes' mean vector.
 
-    Here T counts time points (oldest first), K variables, S statics, D the width of a note vector and O labels. Values
-    are scaled and filled; what a mask covers may hold anything and reaches no result.
+    Here T counts time points (oldest first), K variables, S statics, U summaries, D the width of a note vector and O
+    labels. Values are scaled and filled; what a mask covers may hold anything and reaches no result.
     """
 
     values: Float[Array, "B T K"]
@@ -109,6 +109,7 @@ class StayBatch(NamedTuple):
     hours_since: Float[Array, "B T K"]  # since the variable was last measured
     time_mask: Bool[Array, "B T"]
     statics: Float[Array, "B S"]  # age, sex, ..: scaled, missing ones filled and flagged
+    summaries: Float[Array, "B U"]  # of the window, of each variable (data/vital_summaries.py): scaled, 0 if missing
     notes: Float[Array, "B D"]  # zeros without notes
     has_vitals: Bool[Array, "B"]
     has_notes: Bool[Array, "B"]

@@ -14,7 +14,7 @@ from ehrjax.data.labels import Labels
 from ehrjax.data.tasks import Task
 from ehrjax.evaluate.predict import LINKS
 from ehrjax.metrics.summary import Horizons
-from ehrjax.models.registry import head_name
+from ehrjax.models.registry import head_names
 from ehrjax.objectives.supervised import make_supervised_objective, supervised_loss
 from ehrjax.objectives.survival import incidence_at, make_survival_objective, num_survival_outputs, survival_loss
 from ehrjax.objectives.survival_grid import TimeGrid, fit_breslow, fit_time_grid
@@ -58,14 +58,14 @@ class Target:
         return incidence.reshape(*logits.shape[:-1], -1)
 
     def at_base_rates(self, params: Any) -> Any:
-        """Fresh parameters whose head says the base rates.
+        """Fresh parameters whose heads say the base rates.
 
         Outcomes are rare, and a head that starts at even odds spends its first steps on learning that.
         """
         if not self.base_logits:
             return params
-        head = head_name(params)
-        return params | {head: params[head] | {"bias": jnp.asarray(self.base_logits, jnp.float32)}}
+        bias = {"bias": jnp.asarray(self.base_logits, jnp.float32)}
+        return params | {head: params[head] | bias for head in head_names(params)}
 
     @property
     def linked_horizons(self) -> Horizons | None:

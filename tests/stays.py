@@ -4,7 +4,7 @@ import numpy as np
 
 from ehrjax.data.stay_batching import StayWindows
 
-NUM_TIMES, NUM_VARIABLES, NUM_STATICS, NOTE_DIM = 5, 3, 2, 8
+NUM_TIMES, NUM_VARIABLES, NUM_STATICS, NUM_SUMMARIES, NOTE_DIM = 5, 3, 2, 4, 8
 
 
 def make_stays(lengths, *, has_notes=None, num_labels=1, seed=0):
@@ -26,6 +26,7 @@ def make_stays(lengths, *, has_notes=None, num_labels=1, seed=0):
         hours_since=masked(rng.uniform(0, 30, grid).astype(np.float32), time_mask),
         time_mask=time_mask,
         statics=rng.normal(size=(num, NUM_STATICS)).astype(np.float32),
+        summaries=rng.normal(size=(num, NUM_SUMMARIES)).astype(np.float32),
         notes=masked(rng.normal(size=(num, NOTE_DIM)).astype(np.float32), has_notes),
         has_vitals=lengths > 0,
         has_notes=has_notes,

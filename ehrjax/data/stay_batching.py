@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from ehrjax.types import Array, StayBatch
 
-FLOATS = ("values", "hours_since", "statics", "notes")
+FLOATS = ("values", "hours_since", "statics", "summaries", "notes")
 MASKS = ("observed", "time_mask", "has_vitals", "has_notes", "label_mask")
 SHAPES = {
     "subject_ids": "N",
@@ -19,6 +19,7 @@ SHAPES = {
     "hours_since": "NTK",
     "time_mask": "NT",
     "statics": "NS",
+    "summaries": "NU",
     "notes": "ND",
     "has_vitals": "N",
     "has_notes": "N",
@@ -33,7 +34,7 @@ class StayWindows:
     """All examples of a split, N rows in the arrays' first axis: a window of a stay, and what was known at its end.
 
     Letters and meaning as in `StayBatch`. Each row has its own index time; nothing in it is later. Arrays may be
-    memory-mapped. A source without notes has D = 0, one without vital signs T = 0.
+    memory-mapped. A source without notes has D = 0, one without vital signs T = 0, and without summaries U = 0.
     """
 
     subject_ids: Int[Array, "N"]
@@ -43,6 +44,7 @@ class StayWindows:
     hours_since: Float[Array, "N T K"]
     time_mask: Bool[Array, "N T"]
     statics: Float[Array, "N S"]
+    summaries: Float[Array, "N U"]
     notes: Float[Array, "N D"]
     has_vitals: Bool[Array, "N"]
     has_notes: Bool[Array, "N"]

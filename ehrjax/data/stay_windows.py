@@ -43,7 +43,7 @@ class WindowSettings:
     """What a window holds. `mapping` is the user's file of `load_variables`, None where there is none.
 
     With `summaries`, values are normal scores of their ranks, and statistics of each variable over the window and its
-    last hours stand among the statics (`vital_summaries`).
+    last hours stand beside them (`vital_summaries`).
     """
 
     variables: tuple[Variable, ...]
@@ -178,10 +178,9 @@ def make_windows(
         measurements = scaler.ranks.encode_measurements(measurements)
     bins = {"bin_hours": settings.bin_hours, "num_bins": settings.num_bins}
     grid = to_grid(measurements, found.statics, scaler.scaler, **bins)
-    statics = grid.statics
+    summaries = np.zeros((len(labels.times), 0), np.float32)
     if scaler.summaries is not None:
-        of_window = scaler.summaries.encode_summaries(summarize(found.measurements))
-        statics = np.concatenate([statics, of_window], axis=1)
+        summaries = scaler.summaries.encode_summaries(summarize(found.measurements))
     vectors, has_notes = np.zeros((len(labels.times), 0), np.float32), np.zeros(len(labels.times), bool)
     if notes is not None:
         vectors, has_notes = _note_vectors(found, notes)
@@ -193,7 +192,8 @@ def make_windows(
         observed=grid.observed,
         hours_since=grid.hours_since,
         time_mask=grid.time_mask,
-        statics=statics,
+        statics=grid.statics,
+        summaries=summaries,
         notes=vectors,
         has_vitals=grid.has_vitals,
         has_notes=has_notes,

@@ -40,7 +40,7 @@ from ehrjax.data.workspace import flush_to_disk, naming_the_folder, workspace
 __all__ = ["NULL_TIME", "SCHEMA_VERSION", "Shard", "Store", "StoreSettings", "open_store", "shard_of", "write_store"]
 
 # Raise it also when reading, cleaning or visits make something else of the same files: stores are then rebuilt.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _NUM_THREADS = min(4, os.cpu_count() or 1)
 _OPEN_SHARDS = 32  # each holds some 15 file handles
 _CODES_SCHEMA = pa.schema(

@@ -17,9 +17,9 @@ def stay_features(stays: StayWindows, rows: Int[Array, "n"] | None = None) -> Fe
 
     `counts` are time points with a measurement, `recent` those in the last quarter and half of the window. `dense`
     starts as in `bags.DENSE_NAMES`, with statics[0] for the age, time points for visits, measurements for codes and
-    time points since the last measurement for gaps; then the other statics, the note vector, and of each variable
-    the mean, standard deviation, least, greatest, first and last scaled value, 0 (train's mean) where there is none,
-    and the log of hours since.
+    time points since the last measurement for gaps; then the other statics, the summaries, the note vector, and of each
+    variable the mean, standard deviation, least, greatest, first and last scaled value, 0 (train's mean) where there is
+    none, and the log of hours since.
     """
     rows = np.arange(len(stays.subject_ids)) if rows is None else np.asarray(rows)
     parts = [_features(stays.take(rows[i : i + _CHUNK_ROWS])) for i in range(0, max(len(rows), 1), _CHUNK_ROWS)]
@@ -37,7 +37,7 @@ def _features(stays: StayWindows) -> Features:
     counts, *late = (sp.csr_matrix(each.sum(axis=1, dtype=np.float32)) for each in (observed, *recent))
     has_any = observed.any(axis=2)
     since = np.where(has_any, age_of_bin, mask.shape[1]).min(axis=1, initial=mask.shape[1])
-    statics = np.asarray(stays.statics)
+    statics, summaries, notes = (np.asarray(each) for each in (stays.statics, stays.summaries, stays.notes))
     columns = (
         statics[:, 0] if statics.shape[1] else np.zeros(len(mask)),
         has_any.sum(axis=1),
@@ -45,11 +45,11 @@ def _features(stays: StayWindows) -> Features:
         lengths,
         since,
     )
-    dense = [np.stack(columns, axis=1), statics[:, 1:], np.asarray(stays.notes), *_summaries(stays, observed, lengths)]
+    dense = [np.stack(columns, axis=1), statics[:, 1:], summaries, notes, *_of_grid(stays, observed, lengths)]
     return Features(counts, np.concatenate(dense, axis=1).astype(np.float32), tuple(late))
 
 
-def _summaries(stays: StayWindows, observed: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+def _of_grid(stays: StayWindows, observed: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
     """Arrays [n, K]."""
     num_times = observed.shape[1]
     if not num_times:

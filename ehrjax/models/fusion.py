@@ -35,7 +35,8 @@ class FusionLstm(nn.Module):
     never both, so that either is learnt to stand alone.
 
     `inputs` names what the LSTM reads at each time point; without "observed" and "hours_since" it cannot tell a
-    measurement from a filled value. "statics" join where the branches meet, since they are known without vitals too.
+    measurement from a filled value. "statics" join where the branches meet,
+    with the summaries, since they are known without vitals too.
     Dropout acts between LSTM layers, on its last state and on the notes' first layer.
     """
 
@@ -68,7 +69,8 @@ class FusionLstm(nn.Module):
                 branch = self._notes(batch, is_present, train)
             absent = self.param(f"{name}_absent", nn.initializers.zeros, (BRANCH_DIM,))
             branches.append(jnp.where(is_present[:, None], branch, absent[None]))
-        pooled = jnp.concatenate([*branches, *([batch.statics] if "statics" in self.inputs else [])], axis=-1)
+        tables = [batch.statics, batch.summaries] if "statics" in self.inputs else []
+        pooled = jnp.concatenate([*branches, *tables], axis=-1)
         for layer, width in enumerate(FUSED_DIMS):
             pooled = nn.relu(nn.Dense(width, name=f"fusion_{layer}")(pooled))
         return Outputs(logits=nn.Dense(self.num_outputs, name="head")(pooled), pooled=pooled, hidden=hidden)

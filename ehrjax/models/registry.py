@@ -21,6 +21,9 @@ MODELS: dict[str, type[nn.Module]] = {
 }
 
 
-def head_name(params: dict[str, Any]) -> str:
-    """Which of a model's parameters are the last layer; of a stay network, which adds up several, the wide one's."""
-    return next(name for name in ("head", "wide") if name in params)
+def head_names(params: dict[str, Any]) -> tuple[str, ...]:
+    """Which of a model's parameters are last layers that a bias makes say the base rate.
+
+    A stay network is the mean of two networks; the first adds up several layers, for which the wide one stands.
+    """
+    return tuple(name for name in ("head", "wide", "triplet_head") if name in params)

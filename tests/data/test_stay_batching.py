@@ -31,7 +31,7 @@ def test_no_batch_size_is_refused():
         StayBatches(make_stays([1]), batch_size=0)
 
 
-@pytest.mark.parametrize("name", ["values", "hours_since", "statics", "notes"])
+@pytest.mark.parametrize("name", ["values", "hours_since", "statics", "summaries", "notes"])
 def test_a_value_that_is_not_finite_is_refused_by_row(name):
     stays = make_stays(np.full(CHECKED_ROWS + 3, 2))
     getattr(stays, name)[CHECKED_ROWS + 1, -1] = np.nan
@@ -46,6 +46,7 @@ def test_a_value_that_is_not_finite_is_refused_by_row(name):
         ("observed", (3, 5, 2)),
         ("time_mask", (3, 4)),
         ("statics", (3,)),
+        ("summaries", (2, 4)),
         ("notes", (2, 8)),
         ("has_notes", (3, 1)),
         ("labels", (3,)),

@@ -196,13 +196,13 @@ def test_note_vectors_are_scaled_as_the_rows_say_that_were_fitted_on(tmp_path):
 RANKED = window_settings(("heart_rate", "temperature"), window_hours=6.0, bin_hours=1.0, summaries=True)
 
 
-def test_summaries_stand_among_the_statics_and_values_are_ranks(tmp_path):
+def test_summaries_are_scaled_and_values_are_ranks(tmp_path):
     found = collect(make_store(tmp_path, EVENTS), make_rows(ROWS), RANKED)
     scaler = fit_scaler(found, RANKED)
     windows = make_windows(found, RANKED, scaler)
-    num_used = int(scaler.summaries.is_used.sum())
-    assert num_used > 0 and windows.statics.shape[1] == len(scaler.scaler.static_names) + num_used
-    assert np.isfinite(windows.statics).all()
+    assert windows.summaries.shape[1] == scaler.summaries.is_used.sum() > 0
+    assert windows.statics.shape[1] == len(scaler.scaler.static_names)
+    assert np.isfinite(windows.summaries).all() and windows.summaries.any()
     assert windows.values[2, 4, 0] < 0 < windows.values[0, 1, 0], "60 is the lower of two heart rates, 100 the higher"
 
 
@@ -221,4 +221,6 @@ def test_nothing_later_is_in_the_summaries(tmp_path, change):
     scaler = fit_scaler(collect(store, labels, RANKED), RANKED)
     changed = change_after(store, labels.subject_ids, labels.times, change=change)
     windows, again = (make_windows(collect(s, labels, RANKED), RANKED, scaler) for s in (store, changed))
-    assert windows.statics.tobytes() == again.statics.tobytes() and windows.values.tobytes() == again.values.tobytes()
+    assert (
+        windows.summaries.tobytes() == again.summaries.tobytes() and windows.values.tobytes() == again.values.tobytes()
+    )

@@ -7,9 +7,9 @@ import pytest
 
 from ehrjax.evaluate.bags import DENSE_NAMES
 from ehrjax.evaluate.stay_bags import RECENT_SHARES, stay_features
-from tests.stays import NOTE_DIM, NUM_STATICS, NUM_TIMES, NUM_VARIABLES, make_stays
+from tests.stays import NOTE_DIM, NUM_STATICS, NUM_SUMMARIES, NUM_TIMES, NUM_VARIABLES, make_stays
 
-NUM_DENSE = len(DENSE_NAMES) + NUM_STATICS - 1 + NOTE_DIM
+NUM_DENSE = len(DENSE_NAMES) + NUM_STATICS - 1 + NUM_SUMMARIES + NOTE_DIM
 SUMMARIES = ("mean", "std", "least", "greatest", "first", "last", "since")
 
 

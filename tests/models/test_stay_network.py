@@ -13,7 +13,7 @@ from ehrjax.data.stay_batching import StayBatches
 from ehrjax.models.stay_network import StayNetwork
 from ehrjax.objectives.supervised import make_supervised_objective
 from tests.sequences import random_params
-from tests.stays import NUM_STATICS, NUM_TIMES, NUM_VARIABLES, make_stays
+from tests.stays import NUM_SUMMARIES, NUM_TIMES, NUM_VARIABLES, make_stays
 
 TINY = {"hidden_dim": 6, "num_ramps": 2}
 LENGTHS = [1, 5, 0, 3]
@@ -30,7 +30,7 @@ def make(batch, **options):
 
 
 def without_statics(batch):
-    return batch._replace(statics=batch.statics[:, :0])
+    return batch._replace(statics=batch.statics[:, :0], summaries=batch.summaries[:, :0])
 
 
 def without_grid(batch):
@@ -47,7 +47,7 @@ def run(model, params, batch):
 
 
 @pytest.mark.parametrize(
-    ("change", "pooled_dim"), [(lambda batch: batch, 18), (without_statics, 12), (without_grid, 6)]
+    ("change", "pooled_dim"), [(lambda batch: batch, 18 + 256), (without_statics, 12 + 224), (without_grid, 6)]
 )
 def test_either_branch_may_be_absent(change, pooled_dim):
     batch = change(make_batch())
@@ -64,16 +64,17 @@ def test_a_batch_with_neither_branch_is_refused():
 
 
 def test_number_of_parameters():
-    num_rows, num_times, num_variables, num_statics = 2, 12, 37, 500
+    num_rows, num_times, num_variables, num_statics, num_summaries = 2, 12, 37, 12, 488
     batch = make_batch([1, 1])
     grid = np.zeros((num_rows, num_times, num_variables), np.float32)
     batch = batch._replace(
         **dict.fromkeys(GRID, grid),
         time_mask=np.ones((num_rows, num_times), bool),
         statics=np.zeros((num_rows, num_statics), np.float32),
+        summaries=np.zeros((num_rows, num_summaries), np.float32),
     )
     shapes = jax.eval_shape(StayNetwork().init, jax.random.key(0), batch)
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 211_111
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 234_912
 
 
 def test_what_a_mask_covers_and_more_padding_change_nothing():
@@ -92,35 +93,37 @@ def test_what_a_mask_covers_and_more_padding_change_nothing():
     assert (padded_outputs.hidden[:, NUM_TIMES:] == 0).all()
 
 
-def test_each_channel_and_each_static_counts():
+def test_each_channel_and_each_number_counts():
     batch = make_batch()
     model, params = make(batch, hidden_dim=32)
 
     def logit(parts):
         return model.apply({"params": params}, batch._replace(**parts)).logits[1, 0]
 
-    parts = {name: jnp.asarray(getattr(batch, name), jnp.float32) for name in (*GRID, "statics")}
+    parts = {name: jnp.asarray(getattr(batch, name), jnp.float32) for name in (*GRID, "statics", "summaries")}
     slopes = jax.grad(logit)(parts)
     assert all((slopes[name][1] != 0).all() for name in parts), jax.tree.map(lambda s: s[1], slopes)
     assert all((slopes[name][jnp.array([0, 2, 3])] == 0).all() for name in parts)
 
 
-def test_a_dropped_static_takes_its_ramps_with_it():
+def test_a_dropped_summary_takes_its_ramps_with_it():
     batch = without_grid(make_batch())
-    model, params = make(batch, dropout_rate=0.0, feature_dropout_rate=0.5)
+    model, params = make(batch, dropout_rate=0.0, feature_dropout_rate=0.5, triplet_share=0.0)
 
-    def logit(statics, key):
-        outputs = model.apply({"params": params}, batch._replace(statics=statics), train=True, rngs={"dropout": key})
+    def logit(summaries, key):
+        outputs = model.apply(
+            {"params": params}, batch._replace(summaries=summaries), train=True, rngs={"dropout": key}
+        )
         return outputs.logits.sum()
 
-    slopes = np.stack([jax.grad(logit)(jnp.asarray(batch.statics), jax.random.key(seed)) for seed in range(40)])
+    slopes = np.stack([jax.grad(logit)(jnp.asarray(batch.summaries), jax.random.key(seed)) for seed in range(40)])
     is_dropped = slopes == 0
-    assert slopes.shape == (40, 4, NUM_STATICS) and 0.3 < is_dropped.mean() < 0.7
+    assert slopes.shape == (40, 4, NUM_SUMMARIES) and 0.3 < is_dropped.mean() < 0.7
 
 
 def test_a_channel_is_dropped_at_every_time_point_or_none():
     batch = without_statics(make_batch([NUM_TIMES] * 4))
-    model, params = make(batch, dropout_rate=0.0, series_dropout_rate=0.5)
+    model, params = make(batch, dropout_rate=0.0, series_dropout_rate=0.5, triplet_share=0.0)
 
     def logit(values):
         changed = batch._replace(values=values)
@@ -128,6 +131,26 @@ def test_a_channel_is_dropped_at_every_time_point_or_none():
 
     is_kept = (jax.grad(logit)(jnp.asarray(batch.values)) != 0).any(axis=1)
     assert is_kept.shape == (4, NUM_VARIABLES) and is_kept.any() and not is_kept.all()
+
+
+def test_prediction_is_the_mean_of_both_networks_and_training_reads_one_of_them():
+    batch = make_batch([NUM_TIMES] * 64)
+    model, params = make(batch, dropout_rate=0.0, feature_dropout_rate=0.0, series_dropout_rate=0.0)
+    one, other = (model.clone(triplet_share=share).apply({"params": params}, batch).logits for share in (1e-9, 1.0))
+    np.testing.assert_allclose(run(model, params, batch)[2].logits, (2 * one + other) / 3, rtol=1e-4, atol=1e-5)
+
+    def heads(key):
+        def logits(params):
+            return model.apply({"params": params}, batch, train=True, rngs={"dropout": key}).logits[:, 0]
+
+        slopes = jax.jacrev(logits)(params)
+        return np.stack([np.asarray(slopes[name]["bias"])[:, 0] for name in ("wide", "triplet_head")])
+
+    slopes = np.concatenate([heads(jax.random.key(seed)) for seed in range(4)], axis=1)
+    assert set(map(tuple, slopes.T.tolist())) == {(1.0, 0.0), (0.0, 1.0)}  # one of both, never a mixture
+    assert 0.2 < slopes[1].mean() < 0.5
+    absent = jax.eval_shape(model.clone(triplet_share=0.0).init, jax.random.key(0), batch)["params"]
+    assert set(params) - set(absent) == {"triplets", "triplet_head"}
 
 
 def test_learns_what_only_the_middle_of_a_static_or_the_series_tells():

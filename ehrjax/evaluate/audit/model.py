@@ -19,7 +19,7 @@ from ehrjax.data.windows import truncate
 from ehrjax.evaluate.audit.index_time import TaskModel
 from ehrjax.evaluate.audit.workdir import Run, TaskRecord
 from ehrjax.evaluate.predict import predict
-from ehrjax.models.registry import MODELS, head_name
+from ehrjax.models.registry import MODELS, head_names
 from ehrjax.train.checkpoint import restore_best_params
 from ehrjax.types import VisitSequences
 
@@ -130,7 +130,7 @@ def _model(config: dict[str, Any], params: Any, vocab_size: int, level: str):
     fields |= {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}  # JSON has no tuples
     decided = {"vocab_size": vocab_size, "level": level, "max_tokens": config["data.max_tokens"]}
     fields |= {name: value for name, value in decided.items() if name in names}
-    return model(num_outputs=params[head_name(params)]["kernel"].shape[-1], **fields)
+    return model(num_outputs=params[head_names(params)[0]]["kernel"].shape[-1], **fields)
 
 
 def _logits(model, params: Any, batch: Any) -> jax.Array:
