@@ -101,7 +101,7 @@ def test_each_channel_and_each_number_counts():
         return model.apply({"params": params}, batch._replace(**parts)).logits[1, 0]
 
     parts = {name: jnp.asarray(getattr(batch, name), jnp.float32) for name in (*GRID, "statics", "summaries")}
-    slopes = jax.grad(logit)(parts)
+    slopes = jax.jit(jax.grad(logit))(parts)
     assert all((slopes[name][1] != 0).all() for name in parts), jax.tree.map(lambda s: s[1], slopes)
     assert all((slopes[name][jnp.array([0, 2, 3])] == 0).all() for name in parts)
 
@@ -116,7 +116,8 @@ def test_a_dropped_summary_takes_its_ramps_with_it():
         )
         return outputs.logits.sum()
 
-    slopes = np.stack([jax.grad(logit)(jnp.asarray(batch.summaries), jax.random.key(seed)) for seed in range(40)])
+    slope = jax.jit(jax.grad(logit))
+    slopes = np.stack([slope(jnp.asarray(batch.summaries), jax.random.key(seed)) for seed in range(40)])
     is_dropped = slopes == 0
     assert slopes.shape == (40, 4, NUM_SUMMARIES) and 0.3 < is_dropped.mean() < 0.7
 
@@ -129,51 +130,65 @@ def test_a_channel_is_dropped_at_every_time_point_or_none():
         changed = batch._replace(values=values)
         return model.apply({"params": params}, changed, train=True, rngs={"dropout": jax.random.key(3)}).logits.sum()
 
-    is_kept = (jax.grad(logit)(jnp.asarray(batch.values)) != 0).any(axis=1)
+    is_kept = (jax.jit(jax.grad(logit))(jnp.asarray(batch.values)) != 0).any(axis=1)
     assert is_kept.shape == (4, NUM_VARIABLES) and is_kept.any() and not is_kept.all()
 
 
 def test_prediction_is_the_mean_of_both_networks_and_training_reads_one_of_them():
     batch = make_batch([NUM_TIMES] * 64)
     model, params = make(batch, dropout_rate=0.0, feature_dropout_rate=0.0, series_dropout_rate=0.0)
-    one, other = (model.clone(triplet_share=share).apply({"params": params}, batch).logits for share in (1e-9, 1.0))
-    np.testing.assert_allclose(run(model, params, batch)[2].logits, (2 * one + other) / 3, rtol=1e-4, atol=1e-5)
 
-    def heads(key):
-        def logits(params):
-            return model.apply({"params": params}, batch, train=True, rngs={"dropout": key}).logits[:, 0]
+    @partial(jax.jit, static_argnums=0)
+    def logits_of(share):
+        return model.clone(triplet_share=share).apply({"params": params}, batch).logits
 
-        slopes = jax.jacrev(logits)(params)
-        return np.stack([np.asarray(slopes[name]["bias"])[:, 0] for name in ("wide", "triplet_head")])
+    mean = (2 * logits_of(1e-9) + logits_of(1.0)) / 3
+    np.testing.assert_allclose(logits_of(1 / 3), mean, rtol=1e-4, atol=1e-5)
 
-    slopes = np.concatenate([heads(jax.random.key(seed)) for seed in range(4)], axis=1)
+    @jax.jit
+    def slopes_of(bias, key):
+        def logits(bias):
+            known = params | {name: params[name] | {"bias": bias[name]} for name in bias}
+            return model.apply({"params": known}, batch, train=True, rngs={"dropout": key}).logits[:, 0]
+
+        return jax.jacfwd(logits)(bias)
+
+    bias = {name: jnp.zeros(1) for name in ("wide", "triplet_head")}
+    found = [slopes_of(bias, jax.random.key(seed)) for seed in range(4)]
+    slopes = np.stack([np.concatenate([each[name][:, 0] for each in found]) for name in bias])
     assert set(map(tuple, slopes.T.tolist())) == {(1.0, 0.0), (0.0, 1.0)}  # one of both, never a mixture
     assert 0.2 < slopes[1].mean() < 0.5
     absent = jax.eval_shape(model.clone(triplet_share=0.0).init, jax.random.key(0), batch)["params"]
     assert set(params) - set(absent) == {"triplets", "triplet_head"}
 
 
-def test_learns_what_only_the_middle_of_a_static_or_the_series_tells():
-    """A U-shaped effect of one number, which no linear model finds, and a trend of one variable."""
+@pytest.mark.parametrize(
+    ("share", "change"),
+    [(0.0, without_grid), (0.0, without_statics), (1.0, without_statics)],
+    ids=["table", "series", "triplets"],
+)
+def test_learns_what_only_the_middle_of_a_static_or_the_series_tells(share, change):
+    """A U-shaped effect of one number, which no linear model finds, and whether one variable rises."""
     stays = make_stays([NUM_TIMES] * 64)
-    rising = np.linspace(-1, 1, NUM_TIMES)[None] * np.where(np.arange(64) % 2, 1, -1)[:, None]
-    values = stays.values.copy()
-    values[..., 0] = rising
+    is_rising = np.arange(64)[:, None] % 2 == 0
+    values, observed = stays.values.copy(), stays.observed.copy()
+    values[..., 0] = np.linspace(-1, 1, NUM_TIMES)[None] * np.where(is_rising, 1, -1)
+    observed[..., 0] = True
     batch = StayBatches(stays, batch_size=64).collate(np.arange(64))
-    model = StayNetwork(hidden_dim=16, dropout_rate=0.0, feature_dropout_rate=0.0, series_dropout_rate=0.0)
-    tx = optax.adam(1e-2)
-    for name, target in (("static", np.abs(batch.statics[:, :1]) > 0.7), ("series", np.arange(64)[:, None] % 2 == 0)):
-        given = batch._replace(values=values, labels=target.astype(np.float32))
-        given = without_grid(given) if name == "static" else without_statics(given)
-        objective = make_supervised_objective(model, "binary")
-        params = model.init(jax.random.key(0), given)["params"]
+    is_middle = np.abs(batch.statics[:, :1]) > 0.7
+    labels = (is_middle if change is without_grid else is_rising).astype(np.float32)
+    batch = change(batch._replace(values=values, observed=observed, labels=labels))
+    rates = {"dropout_rate": 0.0, "feature_dropout_rate": 0.0, "series_dropout_rate": 0.0}
+    model = StayNetwork(hidden_dim=16, triplet_share=share, **rates)
+    objective, tx = make_supervised_objective(model, "binary"), optax.adam(2e-2)
 
-        @jax.jit
-        def step(carry, _, given=given, objective=objective):
-            params, state = carry
-            loss, grads = jax.value_and_grad(lambda p: objective(p, given, None, False).loss_sum / 64)(params)
-            updates, state = tx.update(grads, state)
-            return (optax.apply_updates(params, updates), state), loss
+    @jax.jit
+    def step(carry, _):
+        params, state = carry
+        loss, grads = jax.value_and_grad(lambda p: objective(p, batch, None, False).loss_sum / 64)(params)
+        updates, state = tx.update(grads, state)
+        return (optax.apply_updates(params, updates), state), loss
 
-        _, losses = jax.lax.scan(step, (params, tx.init(params)), None, length=200)
-        assert losses[-1] < 0.1, name
+    params = jax.jit(model.init)(jax.random.key(0), batch)["params"]
+    _, losses = jax.lax.scan(step, (params, tx.init(params)), None, length=100)
+    assert losses[-1] < 0.1

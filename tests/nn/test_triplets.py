@@ -38,6 +38,7 @@ def make(inputs, **options):
     )
 
 
+@partial(jax.jit, static_argnums=(0, 3))
 def run(model, params, inputs, seed=None):
     rngs = None if seed is None else {"dropout": jax.random.key(seed)}
     return model.apply({"params": params}, **inputs, train=seed is not None, rngs=rngs)
@@ -62,7 +63,8 @@ def test_what_was_not_measured_reaches_neither_output_nor_gradient(seed):
     def loss(params, inputs):
         return run(model, params, inputs, seed).sum()
 
-    chex.assert_trees_all_close(jax.grad(loss)(params, junk), jax.grad(loss)(params, inputs), rtol=1e-5, atol=1e-6)
+    grad = jax.jit(jax.grad(loss))
+    chex.assert_trees_all_close(grad(params, junk), grad(params, inputs), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(run(model, params, junk, seed), run(model, params, inputs, seed), rtol=1e-6)
     slopes = jax.grad(lambda values: loss(params, inputs | {"values": values}))(jnp.asarray(inputs["values"]))
     assert (slopes[hidden] == 0).all()
@@ -95,10 +97,13 @@ def test_training_shows_some_measured_cells_and_prediction_all():
     np.testing.assert_allclose(run(model, params, inputs, 0)[0], run(model, params, inputs)[0], rtol=1e-5, atol=1e-5)
     model = model.clone(num_shown=2)
 
-    def count(seed):
-        values = jnp.asarray(inputs["values"])
-        slopes = jax.grad(lambda v: run(model, params, inputs | {"values": v}, seed).sum())(values)
-        return (slopes[0] != 0).reshape(-1)
+    @jax.jit
+    def is_shown(key):
+        def total(values):
+            given = inputs | {"values": values}
+            return model.apply({"params": params}, **given, train=True, rngs={"dropout": key}).sum()
 
-    shown = np.stack([count(seed) for seed in range(20)])
+        return (jax.grad(total)(jnp.asarray(inputs["values"]))[0] != 0).reshape(-1)
+
+    shown = np.stack([is_shown(jax.random.key(seed)) for seed in range(20)])
     assert (shown.sum(axis=1) == 2).all() and (shown.any(axis=0) == inputs["observed"][0].reshape(-1)).all()
