@@ -5,12 +5,17 @@ import resource
 import shutil
 import tempfile
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Compiling takes most of the suite's time, and tests run each program a few times only.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Compiling takes most of the suite's time, and tests run each program a few times only. A flag that XLA does not know
+# ends the process, so the second is for the versions that are known to have it.
+_FLAGS = ["--xla_backend_optimization_level=0"]
+if metadata.version("jaxlib").startswith("0.10."):
+    _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault("XLA_FLAGS", " ".join(_FLAGS))
 # What one test has compiled the others of this session read from disk: in other workers, in runs that tests start.
 _COMPILED = None
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

@@ -1,7 +1,6 @@
 """The study of pre-training on shares of the labels: complete, resumable after a kill, its summary right by hand."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def _run(out: Path, *extra: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "experiments.benchmarks.label_efficiency", "--debug", f"--out={out}", *extra]
-    env = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"}
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
 
 
 def test_a_study_trains_all_systems_on_the_same_labels(tmp_path):

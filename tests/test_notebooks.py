@@ -32,7 +32,6 @@ def _execute(notebook, folder):
         "TMPDIR": str(folder),
         "JAX_PLATFORMS": "cpu",
         "OMP_NUM_THREADS": "1",  # threads of small regressions wait for each other where tests share the cores
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiling takes most of the time
     }
     environment.pop("MPLBACKEND", None)  # the kernel's own backend shows figures, Agg would warn
     manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
