@@ -10,8 +10,9 @@ procedure_occurrence, device_exposure, measurement, observation, death and conce
   day, or of its encounter if that ends on this day, for by then it was known; death is the end of its day.
 - Encounter classes are Synthea's names (`ENCOUNTER//inpatient`); an emergency visit with admission (262) is inpatient.
 - Intensive care, whether a visit_occurrence or a visit_detail, is `ICU_ADMISSION` at its start and `ICU_DISCHARGE` at
-  its end, dated as encounters are: with the day alone it begins at midnight, for at the day's end a patient who has
-  been there for hours would still count as at risk of it. Other rows of visit_detail are quarantined.
+  its end. With the day alone the admission stands at the end of its day, or of the intensive care if that is earlier:
+  from midnight on it would tell an index time of that day what may come later. Other rows of visit_detail are
+  quarantined.
 - value_as_number is the value; where it is missing, the code of value_as_concept_id or a short text of value_as_string
   or value_source_value is fused with the code as last segment.
 """
@@ -221,8 +222,10 @@ def _is_intensive_care(block: Block, name: str) -> np.ndarray:
 
 
 def _icu_stays(is_icu: np.ndarray, start: np.ndarray, end: np.ndarray, visit: np.ndarray) -> list[EventPart]:
-    """As in MIMIC-IV, but without the unit, which the concepts do not tell."""
-    times = {"ICU_ADMISSION": start, "ICU_DISCHARGE": end}
+    """As in MIMIC-IV, but without the unit, which the concepts do not tell; a day alone is known at its end."""
+    latest = np.where(end == STATIC_TIME, end_of_day(start), np.minimum(end_of_day(start), end))
+    admission = np.where((start != STATIC_TIME) & (start % DAY == 0), latest, start)
+    times = {"ICU_ADMISSION": admission, "ICU_DISCHARGE": end}
     return [code_at(np.where(is_icu, time, STATIC_TIME), code, visit) for code, time in times.items()]
 
 

@@ -147,15 +147,18 @@ def test_intensive_care_among_visits(tmp_path):
         22,2,581379.0,2020-02-03,,2020-02-04,,
         23,3,0,2020-02-03,2020-02-03 01:00:00,,,581382
         24,3,32037,2020-02-03,,2020-02-02,,
+        25,3,32037,2020-02-06,,2020-02-06,2020-02-06 10:00:00,
     """
     events, lost, _ = read(tmp_path, visit_occurrence=rows)
-    assert [e[2] for e in events if e[2].startswith("ENCOUNTER//")] == ["ENCOUNTER//inpatient"] * 4
+    assert [e[2] for e in events if e[2].startswith("ENCOUNTER//")] == ["ENCOUNTER//inpatient"] * 5
     assert icu_events(events) == [
         (1, "2020-02-03T15:20:00", "ICU_ADMISSION", 21),
-        (2, "2020-02-03T00:00:00", "ICU_ADMISSION", 22),
+        (2, "2020-02-03T23:59:59", "ICU_ADMISSION", 22),
         (3, "2020-02-03T01:00:00", "ICU_ADMISSION", 23),
+        (3, "2020-02-06T10:00:00", "ICU_ADMISSION", 25),
         (1, "2020-02-05T09:00:00", "ICU_DISCHARGE", 21),
         (2, "2020-02-04T23:59:59", "ICU_DISCHARGE", 22),
+        (3, "2020-02-06T10:00:00", "ICU_DISCHARGE", 25),
     ]
     assert lost == [("ends_before_start", 5)]
 
@@ -175,7 +178,7 @@ def test_intensive_care_among_details_of_visits(tmp_path):
     events, lost, _ = read(tmp_path, visit_detail=rows)
     assert len(events) == 4 and icu_events(events) == [
         (1, "2020-02-02T03:00:00", "ICU_ADMISSION", 11),
-        (2, "2020-02-01T00:00:00", "ICU_ADMISSION", -1),
+        (2, "2020-02-01T23:59:59", "ICU_ADMISSION", -1),
         (2, "2020-02-01T07:00:00", "ICU_ADMISSION", 12),
         (1, "2020-02-03T04:30:00", "ICU_DISCHARGE", 11),
     ]
