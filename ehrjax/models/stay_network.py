@@ -56,6 +56,8 @@ class StayNetwork(nn.Module):
 
         `hidden` is the LSTM's state after each time point, and zeros at masked ones.
         """
+        if not 0.0 <= self.triplet_share <= 1.0:
+            raise ValueError(f"triplet_share={self.triplet_share} must be at least 0 and at most 1.")
         table = jnp.concatenate([batch.statics, batch.summaries], axis=1)
         has_table, has_series = table.shape[1] > 0, 0 not in batch.values.shape[1:]
         if not (has_table or has_series):
@@ -120,8 +122,8 @@ class StayNetwork(nn.Module):
         """The weighted mean; in training one of both for each stay, by chances like the weights."""
         if not train:
             return logits + self.triplet_share * (of_triplets - logits)
-        chosen = random_bytes(self.make_rng("dropout"), (len(logits), 1)) < round(256 * self.triplet_share)
-        return jnp.where(chosen, of_triplets, logits)
+        drawn = random_bytes(self.make_rng("dropout"), (len(logits), 1)).astype(jnp.int32)  # 256 is no byte
+        return jnp.where(drawn < round(256 * self.triplet_share), of_triplets, logits)
 
 
 def _uniform(key: Array, shape: tuple[int, int], dtype=jnp.float32) -> Float[Array, "F E"]:

@@ -162,6 +162,19 @@ def test_prediction_is_the_mean_of_both_networks_and_training_reads_one_of_them(
     assert set(params) - set(absent) == {"triplets", "triplet_head"}
 
 
+def test_a_share_of_one_trains_the_triplets_alone_and_more_is_refused():
+    batch = make_batch()
+    model, params = make(batch, triplet_share=1.0)
+
+    def total(params):
+        return model.apply({"params": params}, batch, train=True, rngs={"dropout": jax.random.key(0)}).logits.sum()
+
+    slopes = jax.jit(jax.grad(total))(params)
+    assert slopes["triplet_head"]["bias"] == len(batch.labels) and slopes["wide"]["bias"] == 0
+    with pytest.raises(ValueError, match=r"triplet_share=1\.5 must be at least 0 and at most 1"):
+        model.clone(triplet_share=1.5).init(jax.random.key(0), batch)
+
+
 @pytest.mark.parametrize(
     ("share", "change"),
     [(0.0, without_grid), (0.0, without_statics), (1.0, without_statics)],
