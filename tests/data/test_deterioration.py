@@ -183,12 +183,13 @@ def test_labels_of_a_store_of_simulated_stays_are_the_simulators_own(tmp_path):
     assert ((stays["end"] - stays["admission"]) > pd.Timedelta(hours=318)).any()  # which yield no later row
 
 
-PERSONS = "person_id,gender_concept_id,year_of_birth\n1,0,1950\n2,0,1950\n3,0,1950"
+PERSONS = "person_id,gender_concept_id,year_of_birth\n1,0,1950\n2,0,1950\n3,0,1950\n4,0,1950"
 COLUMNS = "{0}_occurrence_id,person_id,{0}_concept_id,{0}_start_date,{0}_start_datetime,{0}_end_date,{0}_end_datetime"
 HOSPITAL = """
 10,1,9201,2020-02-01,2020-02-01 08:00:00,2020-02-03,2020-02-03 08:00:00
 20,2,9201,2020-02-01,2020-02-01 08:00:00,2020-02-03,2020-02-03 08:00:00
-30,3,32037,2020-02-01,,2020-02-03,
+30,3,32037,2020-02-01,2020-02-01 08:00:00,2020-02-03,
+40,4,32037,2020-02-01,,2020-02-03,
 """
 UNIT = "1,32037,2020-02-02,2020-02-02 15:00:00,2020-02-02,2020-02-02 20:00:00"
 
@@ -206,7 +207,8 @@ def test_intensive_care_of_an_omop_cdm_is_found_and_ends_the_rows(tmp_path, tabl
     labels = make_labels(write_store(read_omop(tmp_path / "cdm"), tmp_path / "store"), TASK)
     hours = (labels.times - seconds("2020-02-01 08:00")) // 3600
     found = list(zip(labels.subject_ids.tolist(), hours.tolist(), labels.values[:, 0].tolist(), strict=True))
-    assert found == [*((1, h, 1) for h in (12, 18, 24, 30)), *((2, h, 0) for h in (12, 18, 24, 30, 36, 42))]
+    day_only = [(4, 4, 1), (4, 10, 1)]  # begins at midnight, in intensive care by the day's end at the latest
+    assert found == [*((1, h, 1) for h in (12, 18, 24, 30)), *((2, h, 0) for h in (12, 18, 24, 30, 36, 42)), *day_only]
     assert labels.flow["not_at_risk"] > 0, "patient 3 begins in intensive care"
 
 

@@ -11,8 +11,9 @@ procedure_occurrence, device_exposure, measurement, observation, death and conce
 - Encounter classes are Synthea's names (`ENCOUNTER//inpatient`); an emergency visit with admission (262) is inpatient.
 - Intensive care, whether a visit_occurrence or a visit_detail, is `ICU_ADMISSION` at its start and `ICU_DISCHARGE` at
   its end. With the day alone the admission stands at the end of its day, or of the intensive care if that is earlier:
-  from midnight on it would tell an index time of that day what may come later. Other rows of visit_detail are
-  quarantined.
+  from midnight on it would tell an index time of that day what may come later. The price: a visit that is intensive
+  care from its first hour, dated by days alone, counts as at risk of it until the end of that day. Other rows of
+  visit_detail are quarantined.
 - value_as_number is the value; where it is missing, the code of value_as_concept_id or a short text of value_as_string
   or value_source_value is fused with the code as last segment.
 """
