@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -24,14 +25,14 @@ def explain_task(
     test: SplitData,
     scores: np.ndarray,
     model: Any,
-    params: Any,
+    members: list[Any],
     data: Data,
     config: ConfigDict,
     workdir: Path,
 ) -> list[dict[str, Any]]:
     """Tables of `explain_patients`, each with its `choice`; one figure a patient under plots/.
 
-    [] for other kinds, and for models of stays.
+    Of several members (their parameters) the means. [] for other kinds, and for models of stays.
     """
     if test.labels.kind not in KINDS or build.reads_stays(config):
         return []
@@ -46,13 +47,22 @@ def explain_task(
         batches = VisitBatches(sequences, batch_size=len(rows), max_codes=config.data.max_codes)
     tables = []
     for batch in batches.eval_batches():
-        tables += explain_patients(model, params, batch, data.vocab.tokens, descriptions=data.stores[0].descriptions)
+        names = {"tokens": data.vocab.tokens, "descriptions": data.stores[0].descriptions}
+        tables += mean_tables([explain_patients(model, params, batch, **names) for params in members])
     tables.sort(key=lambda table: table["example"])
     for number, (table, choice) in enumerate(zip(tables, choices, strict=True)):
         table |= {"choice": choice, "output": test.labels.names[0]}
         title = f"{name}, patient {number + 1} ({choice}): risk {table['risk']:.3f}"
         patient_timeline(workdir / "plots" / f"{name}_patient_{number + 1}.png", table, title=title)
     return tables
+
+
+def mean_tables(members: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The members' tables of the same patients as one: means of what differs, which add up to the mean logit.
+
+    A risk is the mean of the members' risks, as it is in the predictions, and not that of the mean logit.
+    """
+    return jax.tree.map(lambda *values: float(np.mean(values)) if isinstance(values[0], float) else values[0], *members)
 
 
 def choose_patients(labels: np.ndarray, scores: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, list[str]]:

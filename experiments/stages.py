@@ -138,7 +138,7 @@ def run_task(
         row = evaluate_task(name, parts, target, scores, data, config, workdir)
         row["modalities"] = ablate(name, parts, target, scores, data, config, workdir, command=command)
         test = ensemble_scores(scores["test"])
-        row["explanations"] = explain_task(name, parts["test"], test, model, members[0], data, config, workdir)
+        row["explanations"] = explain_task(name, parts["test"], test, model, members, data, config, workdir)
         write_json(evaluated, row | {"flow": flow})
     return json.loads(evaluated.read_text(encoding="utf-8"))
 
