@@ -1,39 +1,22 @@
-"""The cohort engine against a loop over patients, and the rules that decide who is labelled how."""
+"""The rules that decide who is labelled how."""
 
-import math
-import tempfile
 from dataclasses import replace
 from datetime import UTC
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from ehrjax.data.cohorts import make_labels
 from ehrjax.data.readers.meds import read_meds
 from ehrjax.data.store import write_store
 from ehrjax.data.tasks import TASKS, Task
-from ehrjax.data.timeline import NULL_TIME
 from tests.data.helpers import make_store, seconds
+from tests.data.histories import DAY, check_flow, day, many_patients, rows_of, visit
 
-DAY = 86_400
 ONSET = Task(
     "onset", codes=("D*",), exclude_codes=("X",), horizon_days=365, index="every_visit", follow_up="dataset_end"
 )
-
-
-def day(number: float) -> str:
-    return str(np.datetime64("2020-01-01T00:00:00") + np.timedelta64(round(number * DAY), "s"))
-
-
-def visit(subject, number, start, end, *codes, kind="ambulatory"):
-    """An encounter from day `start` to day `end`; `codes` are (name, day)."""
-    events = [(subject, day(start), f"ENCOUNTER//{kind}", None, number)]
-    events.append((subject, day(end), f"ENCOUNTER_END//{kind}", None, number))
-    return events + [(subject, day(at), code, None, number) for code, at in codes]
 
 
 def labels_of(tmp_path, events, task, **options):
@@ -245,12 +228,6 @@ def test_fitted_outputs_need_train_patients(tmp_path):
 # Drawing
 
 
-def many_patients(num_visits=8):
-    """40 patients with a visit every ten days; data until day 2000."""
-    regular = [e for s in range(40) for v in range(num_visits) for e in visit(s, v, 10 * v, 10 * v)]
-    return regular + visit(99, 0, 2000, 2000, ("D1", 2000))
-
-
 def test_tiny_cohort_with_nothing_drawn_says_what_to_do(tmp_path):
     store = make_store(tmp_path, many_patients(num_visits=16)[: 2 * 16] + visit(99, 0, 2000, 2000, ("D1", 2000)))
     messages = []
@@ -271,10 +248,6 @@ def test_random_visit_draws_at_most_one_a_patient_by_seed(tmp_path):
     assert one.times.tolist() == same.times.tolist() != other.times.tolist()
     assert len(np.unique(one.times)) > 4
     assert one.flow["subjects_drawn"] == one.flow["kept"] == len(one.times)
-
-
-def rows_of(labels):
-    return list(zip(labels.subject_ids.tolist(), labels.times.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("task", [replace(ONSET, index="random_visit"), replace(ONSET, max_rows_per_patient=2)])
@@ -332,162 +305,7 @@ def test_stays_of_real_admissions_equal_a_loop_over_the_files(tmp_path, shared_d
     check_flow(labels.flow)
 
 
-# Against a loop over patients
-
-
-@st.composite
-def histories(draw):
-    events = []
-    for subject in range(1, draw(st.integers(1, 3)) + 1):
-        for number in range(draw(st.integers(0, 4))):
-            start, length = draw(st.integers(0, 8)), draw(st.integers(0, 3))
-            offsets = st.tuples(st.sampled_from(["D1", "D2", "X", "A"]), st.integers(-1, 4))
-            codes = [(code, start + at) for code, at in draw(st.lists(offsets, max_size=3))]
-            kind = draw(st.sampled_from(["inpatient", "ambulatory"]))
-            events += visit(subject, number, start, start + length, *codes, kind=kind)
-        if draw(st.booleans()):
-            events.append((subject, day(draw(st.integers(0, 12))), "MEDS_DEATH", None, None))
-        if draw(st.booleans()):
-            events.append((subject, day(draw(st.integers(-3, 0))), "MEDS_BIRTH", None, None))
-        if draw(st.integers(0, 5)) == 0:
-            events.append((subject, None, draw(st.sampled_from(["X", "A"])), None, None))
-    return [*visit(9, 0, 0, 0, ("D1", 0)), *events]  # the outcome's code is always in the store
-
-
-@st.composite
-def tasks(draw):
-    index = draw(st.sampled_from(["every_visit", "admission", "during_stay", "discharge", "fixed_age"]))
-    return Task(
-        "t",
-        outcome=draw(st.sampled_from(["codes", "codes_or_death", "death", "stay"])),
-        codes=("D*",),
-        exclude_codes=draw(st.sampled_from([(), ("X",)])),
-        index=index,
-        index_age=5 / 365.25 if index == "fixed_age" else None,
-        horizon_days=draw(st.integers(1, 4)),
-        gap_days=draw(st.integers(0, 2)),
-        washout_days=math.inf if index == "during_stay" else draw(st.sampled_from([math.inf, 0, 2])),
-        min_history_days=draw(st.integers(0, 2)),
-        min_visits=draw(st.integers(1, 2)),
-        follow_up=draw(st.sampled_from(["last_event", "dataset_end"])),
-    )
-
-
-def patients_of(store):
-    """Each patient as plain Python values."""
-    for shard in store.shards:
-        for i, subject in enumerate(shard.subject_ids.tolist()):
-            visits = []
-            for v in range(shard.visit_offsets[i], shard.visit_offsets[i + 1]):
-                span = slice(shard.event_offsets[v], shard.event_offsets[v + 1])
-                start = int(shard.visit_start[v])
-                codes = [str(store.codes[c]) for c in shard.event_codes[span]]
-                times = [start + int(offset) for offset in shard.event_times[span]]
-                kind = str(store.codes[shard.visit_class[v]])
-                visits.append((start, int(shard.visit_end[v]), kind, list(zip(codes, times, strict=True))))
-            static = [
-                str(store.codes[c]) for c in shard.static_codes[shard.static_offsets[i] : shard.static_offsets[i + 1]]
-            ]
-            yield subject, int(shard.birth[i]), int(shard.death[i]), visits, static
-
-
-def merged(stays):
-    """Sorted (start, end) with those that overlap or touch joined."""
-    joined = []
-    for start, end in stays:
-        if joined and start <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
-        else:
-            joined.append((start, end))
-    return joined
-
-
-def reference_labels(store, task):
-    """The rules of the module's text, read aloud patient by patient: {(subject, t): value}, and the censored ones."""
-    rows, censored = {}, set()
-    for subject, birth, death, visits, static in patients_of(store):
-        dead = None if death == NULL_TIME else death
-        stays = sorted((start, end) for start, end, kind, _ in visits if kind == "ENCOUNTER//inpatient")
-        if task.index == "during_stay":
-            stays = merged(stays)
-        times = {
-            "every_visit": [end for _, end, _, _ in visits],
-            "admission": [start for start, _ in stays],
-            "discharge": [end for _, end in stays],
-            "during_stay": [t for start, end in stays for t in range(start + 12 * 3600, end, 6 * 3600)],
-            "fixed_age": [birth + 5 * DAY] if birth != NULL_TIME else [],
-        }[task.index]
-        events = [event for v in visits for event in v[3]]
-        outcomes = {
-            "codes": [at for code, at in events if code[0] == "D"],
-            "death": [dead] if dead is not None else [],
-            "codes_or_death": [at for code, at in events if code[0] == "D"] + ([dead] if dead is not None else []),
-            "stay": [start for start, _ in stays],
-        }[task.outcome]
-        for t in set(times):
-            known = [max(start, min(at for _, at in es)) for start, _, _, es in visits if es]
-            known = [at for at in known if at <= t]
-            if len(known) < task.min_visits or t - min(known) < task.min_history_days * DAY:
-                continue
-            if dead is not None and dead <= t:
-                continue
-            if task.index == "discharge" and any(start <= t < end for start, end in stays):
-                continue
-            if any(at <= t and code in task.exclude_codes for code, at in events) or set(static) & set(
-                task.exclude_codes
-            ):
-                continue
-            outcome_codes = [at for code, at in events if code[0] == "D" and at <= t]
-            washout = task.washout_days * DAY
-            if task.index == "during_stay":
-                stay_start, stay_end = next((start, end) for start, end in stays if start <= t < end)
-                washout = t - stay_start + DAY
-            if outcome_codes and t - max(outcome_codes) < washout:
-                continue
-            begin = t + task.gap_days * DAY
-            end = begin + task.horizon_days * DAY
-            data_end = store.manifest["last_time"]
-            if task.follow_up == "dataset_end" and end > data_end:
-                continue
-            if any(t < at <= begin for at in outcomes) or (dead is not None and t < dead <= begin):
-                continue
-            last = max([at for _, at in events] + [v[1] for v in visits] + ([dead] if dead is not None else []))
-            followed = data_end if task.follow_up == "dataset_end" else last
-            if task.index == "during_stay" and stay_end <= end:
-                followed = max(followed, end)
-            if any(begin < at <= end for at in outcomes):
-                rows[subject, t] = 1.0
-            elif followed >= end or (dead is not None and begin < dead <= end):
-                rows[subject, t] = 0.0
-            else:
-                censored.add((subject, t))
-    return rows, censored
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(events=histories(), task=tasks())
-def test_engine_equals_a_loop_over_patients(events, task):
-    with tempfile.TemporaryDirectory() as folder:
-        store = make_store(Path(folder), events, num_shards=2)
-        expected, censored = reference_labels(store, task)
-        if not expected:
-            with pytest.raises(ValueError, match="no labelled row"):
-                make_labels(store, task)
-            return
-        labels = make_labels(store, task)
-        keys = zip(labels.subject_ids.tolist(), labels.times.tolist(), strict=True)
-        assert dict(zip(keys, labels.values[:, 0].tolist(), strict=True)) == expected
-        assert list(zip(labels.subject_ids, labels.times, strict=True)) == sorted(expected)
-        assert labels.flow["censored"] == len(censored)
-        check_flow(labels.flow)
-
-
-def check_flow(flow):
-    """Every candidate is in exactly one place of the flow."""
-    lost = ("no_record", "dead", "short_history", "few_visits", "in_stay", "not_at_risk", "too_late")
-    assert flow["index_times"] == flow["eligible"] + sum(flow[reason] for reason in lost)
-    after = ("not_drawn", "outcome_in_gap", "censored", "no_follow_up", "no_next_visit", "unknown_class", "no_end")
-    assert flow["eligible"] == flow["kept"] + sum(flow[reason] for reason in after)
+# Flow
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))

@@ -16,8 +16,8 @@ from ehrjax.data.readers.omop import read_omop
 from ehrjax.data.store import write_store
 from ehrjax.data.tasks import TASKS
 from tests.data.helpers import make_store, seconds
+from tests.data.histories import check_flow, day, visit
 from tests.data.readers.helpers import write_table
-from tests.data.test_cohorts import check_flow, day, visit
 
 TASK = TASKS["deterioration_24h"]
 ICU = "ICU_ADMISSION//Medical Intensive Care Unit (MICU)"

@@ -16,7 +16,7 @@ from ehrjax.data.store import write_store
 from ehrjax.data.tasks import TASKS, Task, task_from_dict
 from ehrjax.data.timeline import NULL_TIME
 from tests.data.helpers import make_store, seconds
-from tests.data.test_cohorts import DAY, check_flow, day, histories, many_patients, patients_of, rows_of, visit
+from tests.data.histories import DAY, check_flow, day, histories, many_patients, patients_of, rows_of, visit
 
 SURVIVAL = Task("time_to_d", outcome="time_to_codes", codes=("D*",), horizon_days=100, index="every_visit")
 CONDITIONS = Task(

@@ -23,7 +23,7 @@ from ehrjax.data.tasks import TASKS
 from ehrjax.data.vocab import SPECIAL_TOKENS, Vocabulary, fit_vocabulary
 from ehrjax.evaluate.bags import bag_of_codes
 from tests.data.helpers import make_store, seconds
-from tests.data.test_cohorts import DAY, day, histories, patients_of, visit
+from tests.data.histories import DAY, day, histories, patients_of, visit
 
 
 def vocabulary_of(store):
