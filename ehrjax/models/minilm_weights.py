@@ -141,15 +141,8 @@ def _map(read: _Tensors, model: MiniLm) -> dict[str, Any]:
         "embedding": {"embedding": read("embeddings.word_embeddings.weight", model.vocab_size, width)},
         "position_embedding": {"embedding": positions},
         "embedding_norm": norm("embeddings.LayerNorm"),
-        "encoder": {"layers": _stack([block(index) for index in range(model.num_layers)])},
+        **{f"layer_{index}": block(index) for index in range(model.num_layers)},
     }
-
-
-def _stack(trees: list[Any]) -> Any:
-    """Trees of one structure -> that structure with the leaves stacked on axis 0."""
-    if isinstance(trees[0], dict):
-        return {key: _stack([tree[key] for tree in trees]) for key in trees[0]}
-    return np.stack(trees)
 
 
 def read_tokenizer(folder: Path) -> Any:

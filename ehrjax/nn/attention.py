@@ -6,7 +6,6 @@ padding, so every token sees at least itself and no softmax runs over nothing. T
 probabilities on any path: fused kernels have none.
 """
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -70,11 +69,15 @@ def _dense(q, k, v, segment_ids, causal, columns=None):
 
 
 def _attend_masked(q, k, v, mask):
-    # Heads before tokens, once: on CPU products that leave that to the compiler took a tenth longer.
+    # Heads before tokens, once: on CPU products that leave that to the compiler took a tenth longer. The outputs are
+    # divided by the softmax's sum, not the probabilities: one pass less over all scores, half of the time at 256 keys.
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-    scores = jnp.einsum("bnth,bnsh->bnts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    probabilities = nn.softmax(jnp.where(mask[:, None], scores, _MASKED), axis=-1)
-    return jnp.swapaxes(probabilities.astype(v.dtype) @ v, 1, 2)
+    bias = jax.lax.optimization_barrier(jnp.where(mask, 0.0, _MASKED)[:, None])  # or else made anew for each head
+    products = jnp.einsum("bnth,bnsh->bnts", q, k, preferred_element_type=jnp.float32)
+    scores = products * q.shape[-1] ** -0.5 + bias
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    outputs = jnp.einsum("bnts,bnsh->bnth", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return jnp.swapaxes((outputs / weights.sum(axis=-1, keepdims=True)).astype(v.dtype), 1, 2)
 
 
 def _chunked(q, k, v, segment_ids, causal, columns=None):

@@ -180,7 +180,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """`num_layers` pre-LN blocks and a last LayerNorm, or, with `post_norm`, post-LN blocks and no more.
+    """`num_layers` pre-LN blocks and a last LayerNorm.
 
     The blocks are one scan with their parameters stacked on axis 0 under "layers", so compile time does not grow with
     depth. `unroll` blocks a step of the scan (None: all of them on CPU, where stacking and unstacking activations took
@@ -196,9 +196,6 @@ class Encoder(nn.Module):
     remat: bool = False
     unroll: int | None = None
     path: str | None = None
-    post_norm: bool = False
-    epsilon: float = EPSILON
-    activation: Callable = gelu
 
     @nn.compact
     def __call__(
@@ -212,9 +209,7 @@ class Encoder(nn.Module):
         train: bool = False,
     ) -> Float[Array, "B M D"]:
         """States of all columns, or of `columns` alone: the same numbers, and the last block computes no others."""
-        shared = ("dropout_rate", "dtype", "path", "post_norm", "epsilon", "activation")
-        options = {name: getattr(self, name) for name in shared}
-        block = Block(self.num_heads, self.ffn_dim, **options, parent=None)
+        block = Block(self.num_heads, self.ffn_dim, self.dropout_rate, self.dtype, self.path, parent=None)
         inputs = inputs.astype(jnp.float32 if self.dtype is None else self.dtype)
 
         def init_layers(key):
@@ -238,7 +233,7 @@ class Encoder(nn.Module):
         else:
             states, _ = jax.lax.scan(run, inputs, jax.tree.map(lambda x: x[:-1], layers), unroll=max(unroll - 1, 1))
             states, _ = run(states, jax.tree.map(lambda x: x[-1], layers), columns)
-        return states if self.post_norm else LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(states)
+        return LayerNorm(dtype=self.dtype, name="norm")(states)
 
 
 def rotate(states: Float[Array, "B T N H"], positions: Int[Array, "B T"]) -> Float[Array, "B T N H"]:

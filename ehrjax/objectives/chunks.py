@@ -13,9 +13,8 @@ from jaxtyping import Array
 
 from ehrjax.types import LossOutput, TokenBatch
 
-CPU_CHUNK_TOKENS = (
-    2048  # what stays near the caches; from 800 to 1,600 were as fast, whole batches of 6,400 half as fast
-)
+# What stays near the caches: from 800 to 1,600 were as fast, whole batches of 6,400 half as fast.
+CPU_CHUNK_TOKENS = 2048
 
 
 def in_chunks(objective: Callable[..., LossOutput], chunk_tokens: int | None = None) -> Callable[..., LossOutput]:
@@ -25,7 +24,7 @@ def in_chunks(objective: Callable[..., LossOutput], chunk_tokens: int | None = N
     likelihood do). Loss, weight, metrics and gradient are the whole batch's up to rounding; dropout draws from a key a
     chunk. Each chunk's gradient is computed with its loss, so nothing is computed twice and memory holds the
     activations of one chunk. The gradient is with respect to `params` alone. A chunk is as many rows as
-    `chunk_tokens` hold and divide the batch's; None: 1,024 on a CPU, while an accelerator takes all rows at once.
+    `chunk_tokens` hold and divide the batch's; None: 2,048 on a CPU, while an accelerator takes all rows at once.
     """
 
     @partial(jax.custom_vjp, nondiff_argnums=(0,))
