@@ -1,7 +1,7 @@
 """BEHRT, large (E256 H512 L6 N8): the recipe of behrt_small.py with a larger model.
 
 Run:     python -m experiments.run --config=configs/behrt_large.py
-Cost:    made for a GPU: 18 s a step of pre-training on two CPU cores, four days for all (timed on some steps,
+Cost:    made for a GPU: 18 s a step of pre-training on two shared CPU cores, four days for all (timed on some steps,
          2026-11-22; the whole recipe was not run).
 """
 

@@ -1,8 +1,8 @@
 """BEHRT, medium (E128 H256 L4 N8): the recipe of behrt_small.py with a larger model.
 
 Run:     python -m experiments.run --config=configs/behrt_medium.py
-Cost:    1.9 s a step of pre-training and 1.8 s of fine-tuning on two CPU cores, 1 h 50 min for both (timed on some
-         steps, 2026-11-22; the whole recipe was not run).
+Cost:    1.9 s a step of pre-training and 1.8 s of fine-tuning on two shared CPU cores, 1 h 50 min for both (timed on
+         some steps, 2026-11-22; the whole recipe was not run).
 """
 
 from ml_collections import ConfigDict

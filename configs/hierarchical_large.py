@@ -1,7 +1,7 @@
 """Hierarchical transformer, large (E256 H512, 6 layers over codes, 3 over visits).
 
 Run:     python -m experiments.run --config=configs/hierarchical_large.py
-Cost:    made for a GPU: 8 s a step of pre-training on two CPU cores, two days for all (timed on some steps,
+Cost:    made for a GPU: 8 s a step of pre-training on two shared CPU cores, two days for all (timed on some steps,
          2026-11-22; the whole recipe was not run).
 """
 

@@ -1,8 +1,8 @@
 """Hierarchical transformer, medium (E128 H256, 4 layers over codes, 2 over visits).
 
 Run:     python -m experiments.run --config=configs/hierarchical_medium.py
-Cost:    0.9 s a step of pre-training and as much of fine-tuning on two CPU cores, 55 min for both (timed on some steps,
-         2026-11-22; the whole recipe was not run).
+Cost:    0.9 s a step of pre-training and as much of fine-tuning on two shared CPU cores, 55 min for both (timed on
+         some steps, 2026-11-22; the whole recipe was not run).
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,8 @@
 """Visit LSTM, large (E512 H1024 L3): the recipe of lstm_small.py with a larger model.
 
 Run:     python -m experiments.run --config=configs/lstm_large.py
-Cost:    1.7 s a step on two CPU cores, half an hour at most (timed on some steps, 2026-11-22; the whole recipe was not
-         run).
+Cost:    1.7 s a step on two shared CPU cores, half an hour at most (timed on some steps, 2026-11-22; the whole recipe
+         was not run).
 """
 
 from ml_collections import ConfigDict

@@ -35,8 +35,8 @@ class FusionLstm(nn.Module):
     never both, so that either is learnt to stand alone.
 
     `inputs` names what the LSTM reads at each time point; without "observed" and "hours_since" it cannot tell a
-    measurement from a filled value. "statics" join where the branches meet, since they
-    are known without vitals too, and summaries with them.
+    measurement from a filled value. "statics" join where the branches meet, since they are
+    known without vitals too, and summaries with them.
     Dropout acts between LSTM layers, on its last state and on the notes' first layer.
     """
 

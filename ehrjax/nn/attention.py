@@ -72,9 +72,8 @@ def _attend_masked(q, k, v, mask):
     # Heads before tokens, once: on CPU products that leave that to the compiler took a tenth longer. The outputs are
     # divided by the softmax's sum, not the probabilities: one pass less over all scores, half of the time at 256 keys.
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-    bias = jax.lax.optimization_barrier(jnp.where(mask, 0.0, _MASKED)[:, None])  # or else made anew for each head
     products = jnp.einsum("bnth,bnsh->bnts", q, k, preferred_element_type=jnp.float32)
-    scores = products * q.shape[-1] ** -0.5 + bias
+    scores = products * q.shape[-1] ** -0.5 + jnp.where(mask, 0.0, _MASKED)[:, None]
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     outputs = jnp.einsum("bnts,bnsh->bnth", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     return jnp.swapaxes((outputs / weights.sum(axis=-1, keepdims=True)).astype(v.dtype), 1, 2)

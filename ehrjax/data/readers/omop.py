@@ -183,7 +183,7 @@ def _when(block: Block, name: str) -> tuple[np.ndarray, np.ndarray]:
 def _visit_events(block: Block, known: SortedIds, coder: Coder, stays: list) -> EventBatch:
     subject = known.patients(block, "person_id")
     visit = block.ints("visit_occurrence_id", reason="no_encounter")
-    start, end = _span(block, "visit")
+    start, is_day, end = _span(block, "visit")
     code, classes = build_codes(block, ("visit_concept_id", "visit_source_concept_id"), coder.visit_class)
     ends = np.where(end == STATIC_TIME, np.int32(-1), code)
     stays.append((visit[block.keep], start[block.keep], end[block.keep]))
@@ -192,7 +192,7 @@ def _visit_events(block: Block, known: SortedIds, coder: Coder, stays: list) -> 
         [
             EventPart(start, code, [ENCOUNTER_PREFIX + name for name in classes], visit_id=visit),
             EventPart(end, ends, [ENCOUNTER_END_PREFIX + name for name in classes], visit_id=visit),
-            *_icu_stays(_is_intensive_care(block, "visit"), start, end, visit),
+            *_icu_stays(_is_intensive_care(block, "visit"), start, is_day, end, visit),
         ],
     )
 
@@ -202,19 +202,19 @@ def _detail_events(block: Block, known: SortedIds) -> EventBatch:
     subject = known.patients(block, "person_id")
     is_icu = _is_intensive_care(block, "visit_detail")
     block.reject("not_intensive_care", ~is_icu)
-    start, end = _span(block, "visit_detail")
+    start, is_day, end = _span(block, "visit_detail")
     visit = np.maximum(block.ints("visit_occurrence_id"), NO_VISIT)
-    return block.events(subject, _icu_stays(is_icu, start, end, visit))
+    return block.events(subject, _icu_stays(is_icu, start, is_day, end, visit))
 
 
-def _span(block: Block, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Start and end of visits, or of details of them; STATIC_TIME where no end is recorded."""
-    start, _ = _when(block, f"{name}_start")
-    end, is_day = _when(block, f"{name}_end")
-    end = np.where(is_day, end_of_day(end), end)
+def _span(block: Block, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Start of visits or of details of them, whether it is known by its day only, and end (STATIC_TIME for none)."""
+    start, is_day = _when(block, f"{name}_start")
+    end, ends_by_day = _when(block, f"{name}_end")
+    end = np.where(ends_by_day, end_of_day(end), end)
     block.reject("missing_time", start == STATIC_TIME)
     block.reject("ends_before_start", (end != STATIC_TIME) & (end < start))
-    return start, end
+    return start, is_day, end
 
 
 def _is_intensive_care(block: Block, name: str) -> np.ndarray:
@@ -222,11 +222,12 @@ def _is_intensive_care(block: Block, name: str) -> np.ndarray:
     return np.isin(concepts, INTENSIVE_CARE).any(axis=0)
 
 
-def _icu_stays(is_icu: np.ndarray, start: np.ndarray, end: np.ndarray, visit: np.ndarray) -> list[EventPart]:
+def _icu_stays(
+    is_icu: np.ndarray, start: np.ndarray, is_day: np.ndarray, end: np.ndarray, visit: np.ndarray
+) -> list[EventPart]:
     """As in MIMIC-IV, but without the unit, which the concepts do not tell; a day alone is known at its end."""
     latest = np.where(end == STATIC_TIME, end_of_day(start), np.minimum(end_of_day(start), end))
-    admission = np.where((start != STATIC_TIME) & (start % DAY == 0), latest, start)
-    times = {"ICU_ADMISSION": admission, "ICU_DISCHARGE": end}
+    times = {"ICU_ADMISSION": np.where(is_day, latest, start), "ICU_DISCHARGE": end}
     return [code_at(np.where(is_icu, time, STATIC_TIME), code, visit) for code, time in times.items()]
 
 
