@@ -12,9 +12,9 @@ extra `notes`, the weights (`ehrjax.models.minilm_weights`) and sentence-transfo
 Clinical notes, two CPU threads, quiet, 2026-11-22, texts/s, sentence-transformers' and the ratio (least to most):
 
     1,908 notes, mean 505 characters              129.9   100.8   1.28 (1.21 to 1.35)
-    400 of them, mean 464 characters              132.8    92.2   1.41 (1.36 to 1.58)
+    400 of them, mean 464 characters              132.8    93.1   1.44 (1.33 to 1.56)
     their 1,701 sections, mean 240 characters     181.6   136.5   1.35 (1.29 to 1.45)
-    400 sections, mean 255 characters             171.7   114.0   1.50 (1.34 to 1.65)
+    400 sections, mean 255 characters             169.8   117.0   1.45 (1.36 to 1.51)
 
 On the last ones it was 0.97 (0.93 to 1.01) before three changes: layers whose weights are not slices of stacked ones,
 attention that divides the outputs by the softmax's sum, and as many batches at once as there are cores. Padding is no
